@@ -1,0 +1,38 @@
+"""lipcheck: certified bounds on how strongly a neural network can amplify a change of its input.
+
+Public names are loaded when they are first used, so that importing lipcheck, or asking its help, loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lipcheck.bound import Bound
+    from lipcheck.check import check
+    from lipcheck.errors import LipcheckError
+    from lipcheck.report import LayerReport, NetworkReport, Report
+
+_HOMES = {
+    "Bound": "lipcheck.bound",
+    "LayerReport": "lipcheck.report",
+    "LipcheckError": "lipcheck.errors",
+    "NetworkReport": "lipcheck.report",
+    "Report": "lipcheck.report",
+    "check": "lipcheck.check",
+}
+
+__all__ = ["Bound", "LayerReport", "LipcheckError", "NetworkReport", "Report", "check"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lipcheck' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,256 @@
+"""Operators to layers and network: every linear step enclosed once, listed under its layer, and composed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lipcheck import rounding
+from lipcheck.bound import Bound
+from lipcheck.compose import Composition, Factor, compose, own_factor
+from lipcheck.engines.enclose import Settings, cost, enclose
+from lipcheck.graph import Graph
+from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Linear, Operator, Separable, Unbounded
+from lipcheck.report import LayerReport, UnsupportedOperation
+from lipcheck.simplify import Step, uniform_gain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerAudit:
+    """What is known of the layers and, in natural logs, of the network."""
+
+    layers: tuple[LayerReport, ...]
+    unsupported: tuple[UnsupportedOperation, ...]
+    log_upper: float
+    log_product: float
+    reason: str
+
+
+def audit_layers(
+    graph: Graph,
+    steps: Sequence[Step],
+    settings: Settings,
+    stage: Callable[[str, float | None], None],
+    advance: Callable[[float], None],
+) -> LayerAudit:
+    """Bounds of all linear steps, by themselves and merged, and the two compositions of the network."""
+    bounds = _Bounds(settings)
+    work = bounds.plan(steps)
+    stage("bounding the layers", work)
+    bounds.run(advance)
+    stage("composing the network", None)
+    whole = _composition(graph, steps, bounds, merged=True)
+    plain = _composition(graph, steps, bounds, merged=False)
+    unsupported = _unsupported(graph, steps)
+    return LayerAudit(
+        layers=_rows(steps, bounds, whole),
+        unsupported=unsupported,
+        log_upper=min(whole.output, plain.output),
+        log_product=plain.output,
+        reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
+    )
+
+
+class _Bounds:
+    """The enclosure of every distinct linear operator of a network, each computed once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.found: dict[Any, Bound] = {}
+        self.planned: dict[Any, Operator] = {}
+        self.scaled: dict[Any, tuple[Any, float, float]] = {}
+
+    def plan(self, steps: Sequence[Step]) -> float:
+        """Collects the operators to bound; their cost."""
+        for step in steps:
+            own = step.operator
+            if isinstance(own, Linear):
+                self.planned.setdefault(_key(own), own)
+            merged = step.merged
+            if isinstance(merged, Linear) and merged is not own:
+                gain = uniform_gain(own, merged) if _weighted(own) and _weighted(merged) else None
+                if gain is not None:
+                    self.scaled[_key(merged)] = (_key(own), abs(gain), merged.uncertainty)
+                else:
+                    self.planned.setdefault(_key(merged), merged)
+        return sum(cost(operator) for operator in self.planned.values())
+
+    def run(self, advance: Callable[[float], None]) -> None:
+        keys = list(self.planned)
+        bounds = enclose([self.planned[key] for key in keys], self.settings, advance)
+        self.found = dict(zip(keys, bounds, strict=True))
+        for key, (own, gain, uncertainty) in self.scaled.items():
+            self.found[key] = _times(self.found[own], gain, uncertainty)
+
+    def of(self, operator: Operator) -> Bound:
+        return self.found[_key(operator)]
+
+
+def _weighted(operator: Operator) -> bool:
+    return isinstance(operator, Convolution | Dense)
+
+
+def _times(bound: Bound, gain: float, uncertainty: float) -> Bound:
+    """The enclosure of a multiple of an operator, its entries uncertain by so much.
+
+    All entries of the multiple have the same true factor, so their common error is one of the norm too.
+    """
+    if gain == 0:
+        return Bound(0.0, 0.0, bound.method, bound.kind)
+    high = rounding.up(gain * (1 + 2 * uncertainty), 2)
+    low = rounding.down(gain * (1 - 2 * uncertainty), 2)
+    upper = rounding.multiply_up(bound.upper, high)
+    return Bound(rounding.multiply_down(bound.lower, low), upper, bound.method, bound.kind)
+
+
+def _key(operator: Operator) -> Any:
+    """Equal for operators that are the same map: the same weights in the same place of memory, the same geometry."""
+    if isinstance(operator, Convolution):
+        weight = operator.weight
+        place = (weight.data_ptr(), tuple(weight.shape), weight.stride(), weight.dtype)
+        rest = (operator.stride, operator.dilation, operator.groups, operator.offset)
+        return (*place, *rest, operator.input_size, operator.output_size, operator.circular)
+    if isinstance(operator, Dense):
+        matrix = operator.matrix
+        return (matrix.data_ptr(), tuple(matrix.shape), matrix.stride(), matrix.dtype)
+    if isinstance(operator, Indexing):
+        return ("copies", operator.copies)
+    return id(operator)
+
+
+def _composition(graph: Graph, steps: Sequence[Step], bounds: _Bounds, *, merged: bool) -> Composition:
+    """Constants through the graph, from the merged operators or from every node by itself."""
+    factors = []
+    for step in steps:
+        operator = step.effective if merged else step.operator
+        upper = bounds.of(operator).upper if isinstance(operator, Linear) else math.inf
+        factors.append(Factor(step.node.name, step.inputs, operator, upper))
+    return compose(graph.input.name, factors, graph.output)
+
+
+def _rows(steps: Sequence[Step], bounds: _Bounds, whole: Composition) -> tuple[LayerReport, ...]:
+    """One row a linear layer, in the order of the network; a layer applied again at the same size counts its calls."""
+    rows: dict[Any, LayerReport] = {}
+    for step in steps:
+        if not _listed(step):
+            continue
+        row = _row(step, bounds, _share(step, bounds, whole))
+        key = (row.layer, row.op, row.kind, _key(step.operator), row.merged_with)
+        if key in rows:
+            known = rows[key]
+            share = None if known.share is None or row.share is None else known.share + row.share
+            row = replace(known, calls=known.calls + 1, share=share)
+        rows[key] = row
+    return tuple(rows.values())
+
+
+def _listed(step: Step) -> bool:
+    """Weights, pooling, standing batch norms and scalings by more than one number have rows."""
+    if step.absorbed_by:
+        return False
+    operator = step.operator
+    if isinstance(operator, Convolution | Dense | Separable):
+        return True
+    if isinstance(operator, Diagonal):
+        return operator.gain.numel() > 1
+    return isinstance(operator, Indexing) and operator.selecting and "pool" in step.node.op_name
+
+
+def _share(step: Step, bounds: _Bounds, whole: Composition) -> float | None:
+    """elasticity * log(factor) over the network's log; None where that has no meaning."""
+    if not math.isfinite(whole.output) or whole.output == 0:
+        return None
+    operator = step.effective
+    upper = bounds.of(operator).upper if isinstance(operator, Linear) else math.inf
+    own = own_factor(Factor(step.node.name, step.inputs, operator, upper))
+    weight = whole.elasticity[step.node.name]
+    return weight * math.log(own) / whole.output if weight and own > 0 else 0.0
+
+
+def _row(step: Step, bounds: _Bounds, share: float | None) -> LayerReport:
+    node, operator = step.node, step.operator
+    row = LayerReport(
+        layer=node.layer,
+        op=node.op_name,
+        kind=_kind(node.op_name, operator),
+        bound=bounds.of(operator),
+        merged=None if step.merged is None else bounds.of(step.merged),
+        merged_with=", ".join(step.merged_with),
+        share=share,
+    )
+    before, after = node.inputs[0].shape, node.shape
+    if isinstance(operator, Convolution):
+        outputs, inputs = operator.weight.shape[0], operator.input_channels
+        sizes = operator.input_size, operator.output_size
+        return replace(
+            row,
+            kernel=operator.kernel,
+            stride=operator.stride,
+            dilation=operator.dilation,
+            groups=operator.groups,
+            channels=(outputs, inputs) if operator.transposed else (inputs, outputs),
+            padding_mode="circular" if operator.circular else "zeros",
+            input_size=sizes[1] if operator.transposed else sizes[0],
+            output_size=sizes[0] if operator.transposed else sizes[1],
+        )
+    if isinstance(operator, Dense):
+        return replace(row, channels=(operator.matrix.shape[1], operator.matrix.shape[0]))
+    if isinstance(operator, Diagonal):
+        return replace(row, input_size=before[2:], output_size=after[2:], channels=_channels(before, after))
+    return replace(
+        row,
+        kernel=_window(node.arguments, "kernel_size", len(before) - 2),
+        stride=_window(node.arguments, "stride", len(before) - 2),
+        input_size=before[2:],
+        output_size=after[2:],
+        channels=_channels(before, after),
+    )
+
+
+def _channels(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    return (before[1], after[1]) if len(before) > 1 and len(after) > 1 else None
+
+
+def _window(arguments: Any, name: str, axes: int) -> tuple[int, ...]:
+    given = arguments.get(name)
+    if given is None or given == []:
+        return () if name == "kernel_size" or "kernel_size" not in arguments else _window(arguments, "kernel_size", axes)
+    values = (given,) if isinstance(given, int) else tuple(given)
+    return values * axes if len(values) == 1 else values
+
+
+def _kind(op: str, operator: Operator) -> str:
+    """What people call the layer."""
+    if isinstance(operator, Convolution):
+        return f"conv_transpose{operator.axes}d" if operator.transposed else f"conv{operator.axes}d"
+    if isinstance(operator, Dense):
+        return "linear"
+    if isinstance(operator, Diagonal):
+        return "batch_norm" if "batch_norm" in op else "scale"
+    if "max_pool" in op:
+        return "max_pool"
+    return "avg_pool" if "avg_pool" in op else op.split(".")[1]
+
+
+def _unsupported(graph: Graph, steps: Sequence[Step]) -> tuple[UnsupportedOperation, ...]:
+    """The unbounded nodes that the output depends on, grouped by operation and reason."""
+    needed = {graph.output}
+    for step in reversed(steps):
+        if step.node.name in needed:
+            needed.update(step.inputs)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for step in steps:
+        if isinstance(step.effective, Unbounded) and step.node.name in needed:
+            groups.setdefault((step.node.op_name, step.effective.reason), []).append(step.node.layer)
+    return tuple(UnsupportedOperation(op, reason, tuple(layers)) for (op, reason), layers in groups.items())
+
+
+def _reason(unsupported: Sequence[UnsupportedOperation]) -> str:
+    if not unsupported:
+        return "a layer's bound is infinite"
+    count = sum(len(group.layers) for group in unsupported)
+    first = unsupported[0]
+    places = f" in {first.layers[0]}" if first.layers[0] else ""
+    return f"{count} operation{'s' if count > 1 else ''} without a finite bound, the first {first.op}{places}: {first.reason}"

@@ -1,0 +1,235 @@
+"""torch.export to Graph: the only client of the exporter.
+
+The table of decompositions is empty, so conv2d, gelu or layer_norm stay whole and find their rules. What does not
+depend on the input is evaluated for real: standardised weights, parametrizations, masks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lipcheck.errors import CaptureError, InputSizeError
+from lipcheck.graph import Graph, Node, Value
+
+aten = torch.ops.aten
+
+# These read only the shape of their activation.
+_SHAPE_ONLY = frozenset(
+    getattr(aten, name).default
+    for name in ("zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_full", "new_empty")
+)
+_PREFERRED_OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
+_UNFAITHFUL = 1e-3
+
+
+def capture(module: nn.Module, example: Tensor, *, keyword: str = "") -> tuple[Graph, float]:
+    """The module's graph at this input, and how far it is from the module on that input.
+
+    The module is in evaluation mode and left as it was found.
+    Shapes: example has the batch axis. Units: the difference is relative to the output's largest entry.
+    Errors: InputSizeError when the module does not take the input; CaptureError when it cannot be exported, has
+            shapes that depend on values, or its capture computes something else.
+    """
+    args, kwargs = ((), {keyword: example}) if keyword else ((example,), {})
+    expected = _run_eagerly(module, args, kwargs)
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+            captured = program.module()(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(
+                f"{type(module).__name__} cannot be captured by torch.export: {_first_line(error)}; "
+                "audit a part of it that has no data-dependent shapes (its backbone)"
+            ) from error
+    chosen, name, output = choose_output(expected)
+    difference = _difference(output, pytree.tree_leaves(captured)[chosen])
+    if not difference <= _UNFAITHFUL:
+        raise CaptureError(
+            f"the captured graph of {type(module).__name__} differs from the module by {difference:.1e} of its "
+            "output on a random input; a forward that draws random numbers or keeps state cannot be audited"
+        )
+    return _Reader(program).graph(chosen, name), difference
+
+
+def _run_eagerly(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
+    with torch.no_grad(), _quiet():
+        try:
+            return module(*args, **kwargs)
+        except Exception as error:
+            shape = "x".join(map(str, (*args, *kwargs.values())[0].shape[1:]))
+            raise InputSizeError(
+                f"{type(module).__name__} does not take an input of {shape}: {_first_line(error)}; "
+                "give the size it needs, such as --input 3x224x224"
+            ) from error
+
+
+def _output_names(outputs: Any) -> list[str]:
+    if isinstance(outputs, Mapping):
+        return [str(k) for k, v in outputs.items() for _ in pytree.tree_leaves(v)]
+    if isinstance(outputs, list | tuple):
+        return [str(i) for i, v in enumerate(outputs) for _ in pytree.tree_leaves(v)]
+    return ["" for _ in pytree.tree_leaves(outputs)]
+
+
+def choose_output(outputs: Any) -> tuple[int, str, Tensor]:
+    """Which of a model's outputs is bounded: the preferred name, else the first of floating point.
+
+    Returns its place among the leaves, its name ("" for a single output) and the tensor.
+    Errors: CaptureError when no output is a floating-point tensor.
+    """
+    names, leaves = _output_names(outputs), pytree.tree_leaves(outputs)
+    floating = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not floating:
+        raise CaptureError("the model has no floating-point output; nothing to bound")
+    preferred = [i for name in _PREFERRED_OUTPUTS for i in floating if names[i] == name]
+    chosen = (preferred or floating)[0]
+    return chosen, names[chosen] if len(leaves) > 1 else "", leaves[chosen]
+
+
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    if expected.shape != actual.shape:
+        return float("inf")
+    scale = float(expected.double().abs().max()) if expected.numel() else 0.0
+    gap = float((expected.double() - actual.double()).abs().max()) if expected.numel() else 0.0
+    return gap / scale if scale > 0 else gap
+
+
+class _Reader:
+    """Turns an exported program into a Graph, evaluating what is constant."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        self.program = program
+        signature = program.graph_signature
+        self.qualified = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = {**signature.inputs_to_lifted_tensor_constants}
+        state = {**program.state_dict, **program.constants}
+        self.known: dict[str, Any] = {
+            name: state[target].detach() if isinstance(state[target], Tensor) else state[target]
+            for name, target in {**self.qualified, **constants}.items()
+            if target in state
+        }
+        self.values: dict[str, Value] = {}
+        self.nodes: list[Node] = []
+
+    def graph(self, output: int, output_name: str) -> Graph:
+        source: Value | None = None
+        result = ""
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                if node.name not in self.known:
+                    shape = _static_shape(node.meta.get("val"), node.name)
+                    if source is not None:
+                        raise CaptureError(f"the captured graph has a second input, {node.name}; one is expected")
+                    source = self.values[node.name] = Value(node.name, shape)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                result = self._result(node, output)
+            else:
+                raise CaptureError(f"the captured graph has a {node.op} node, {node.name}: not a plain graph")
+        assert source is not None, "a captured graph has an input"
+        return Graph(source, tuple(self.nodes), result, output_name)
+
+    def _result(self, node: torch.fx.Node, output: int) -> str:
+        specs = [s for s in self.program.graph_signature.output_specs]
+        user = [i for i, s in enumerate(specs) if s.kind.name == "USER_OUTPUT"]
+        chosen = node.args[0][user[output]]
+        if not isinstance(chosen, torch.fx.Node) or chosen.name not in self.values:
+            return ""  # the output does not depend on the input
+        return str(chosen.name)
+
+    def _call(self, node: torch.fx.Node) -> None:
+        arguments = self._arguments(node)
+        inputs = [v for v in pytree.tree_leaves(list(arguments.values())) if isinstance(v, Value)]
+        if not inputs or node.target in _SHAPE_ONLY:
+            self.known[node.name] = self._evaluate(node)
+            return
+        shape = _static_shape(node.meta.get("val"), node.name)
+        self.values[node.name] = Value(node.name, shape)
+        self.nodes.append(Node(node.name, node.target, self._layer(node), arguments, shape))
+
+    def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
+        """All arguments by schema name, defaults filled in."""
+        if node.target is operator.getitem:
+            return {"input": self._argument(node.args[0]), "index": node.args[1]}
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            raise CaptureError(f"the captured graph calls {node.target}, which is not an ATen operation")
+        given: dict[str, Any] = {}
+        for place, parameter in enumerate(schema.arguments):
+            if place < len(node.args) and not parameter.kwarg_only:
+                given[parameter.name] = self._argument(node.args[place])
+            elif parameter.name in node.kwargs:
+                given[parameter.name] = self._argument(node.kwargs[parameter.name])
+            else:
+                given[parameter.name] = parameter.default_value if parameter.has_default_value() else None
+        return given
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            return self.values[argument.name] if argument.name in self.values else self.known[argument.name]
+        if isinstance(argument, list | tuple):
+            return [self._argument(part) for part in argument]
+        if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise CaptureError("the captured graph has shapes that depend on values; audit a part that has none")
+        return argument
+
+    def _evaluate(self, node: torch.fx.Node) -> Any:
+        def real(argument: Any) -> Any:
+            found = self._argument(argument)
+            return torch.zeros(found.shape) if isinstance(found, Value) else found
+
+        args = torch.fx.node.map_arg(node.args, real)
+        kwargs = torch.fx.node.map_arg(node.kwargs, real)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+
+    def _layer(self, node: torch.fx.Node) -> str:
+        """The owner of the weight where there is one, else the module that made the call."""
+        for argument in node.args[1:2] if len(node.args) > 1 else ():
+            if isinstance(argument, torch.fx.Node) and argument.name in self.qualified:
+                owner = self.qualified[argument.name].rpartition(".")[0]
+                return re.sub(r"\.?parametrizations\..*$", "", owner)
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed(stack.values()))[0] if stack else ""
+        return re.sub(r"\.?parametrizations\..*$", "", str(path).split("@")[0])
+
+
+def _static_shape(value: Any, name: str) -> tuple[int, ...]:
+    first = pytree.tree_leaves(value)[0] if pytree.tree_leaves(value) else None
+    if not isinstance(first, Tensor):
+        return ()
+    if not all(type(n) is int for n in first.shape):
+        raise CaptureError(f"{name} has a shape that depends on values; audit a part that has none")
+    return tuple(first.shape)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own warnings and logs are not the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,225 @@
+"""The whole path: a name or a module to a Report."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lipcheck import sources
+from lipcheck.audit import LayerAudit, audit_layers
+from lipcheck.capture import capture
+from lipcheck.engines.enclose import Settings
+from lipcheck.errors import InputSizeError, UsageError
+from lipcheck.jacobian import sampled_norm
+from lipcheck.progress import Display, Progress, Silent
+from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary
+from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
+from lipcheck.simplify import simplify
+from lipcheck.sources.weights import refuse_nonfinite
+
+_DEFAULT_MEMORY = 1 << 30
+
+
+def check(
+    model: str | nn.Module,
+    *,
+    example: Tensor | None = None,
+    weights: str = "pretrained",
+    seed: int = 0,
+    input_size: tuple[int, ...] | None = None,
+    device: str | torch.device | None = None,
+    tolerance: float = 1e-3,
+    memory: int | None = None,
+    threads: int | None = None,
+    samples: int = 2,
+    progress: bool | Progress = False,
+    rules: Mapping[Callable[..., Any], Rule] = DEFAULT_RULES,
+) -> Report:
+    """The audit of one network: every linear layer enclosed, and the network bounded.
+
+    A module in hand is left as it was found: mode, device, hooks, gradients, random state.
+
+    Shapes: `example` is one input with its batch axis of 1; `input_size` is one input's shape without it, used where
+        no example is given.
+    Units:  `tolerance` is the relative slack that the search for a layer's upper bound may leave; `memory` is in
+        bytes, for one batch of the search; `samples` is the number of inputs at which the Jacobian is evaluated.
+    Errors: UsageError for an option that means nothing; SourceError for a model or weights that cannot be opened;
+        CaptureError where the graph cannot be had.
+    """
+    if not 0 < tolerance < math.inf:
+        raise UsageError(f"tolerance is {tolerance}; give a positive number, such as 1e-3")
+    if samples < 0 or (threads is not None and threads < 1) or (memory is not None and memory < 1):
+        raise UsageError("samples, threads and memory count things: give positive numbers")
+    settings = Settings(tolerance, _device(device), memory or _DEFAULT_MEMORY)
+    with _threads(threads), _shown(progress) as display:
+        clock = _Clock(display)
+        clock.stage("loading the model")
+        loaded = _loaded(model, example, weights, seed, input_size)
+        with _evaluation(loaded.module):
+            clock.stage("capturing the graph")
+            graph, difference = capture(loaded.module, loaded.example, keyword=loaded.keyword)
+            steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])
+            audit = audit_layers(graph, steps, settings, clock.stage, display.advance)
+            clock.stage("sampling Jacobians", total=samples)
+            lower = sampled_norm(
+                loaded.module, loaded.example, keyword=loaded.keyword, samples=samples, seed=seed,
+                advance=display.advance,
+            )  # fmt: skip
+        clock.stop()
+        return Report(
+            model=_summary(loaded, graph.output_name),
+            layers=audit.layers,
+            network=_network(audit, lower, samples),
+            unsupported=audit.unsupported,
+            run=RunSummary(
+                device=str(settings.device),
+                threads=torch.get_num_threads(),
+                tolerance=tolerance,
+                seed=seed,
+                seconds=clock.seconds,
+                versions={"lipcheck": version(), "torch": torch.__version__, **(loaded.versions or {})},
+                capture_difference=difference,
+            ),
+        )
+
+
+def version() -> str:
+    """The installed version of lipcheck, "unknown" in a bare source tree."""
+    try:
+        return metadata.version("lipcheck")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise UsageError(f"device {device!r} is not known to torch; give cpu or cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device} is not available here; give --device cpu")
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {device} has no float64 arithmetic that lipcheck trusts; give cpu or cuda")
+    return found
+
+
+def _loaded(
+    model: str | nn.Module, example: Tensor | None, weights: str, seed: int, input_size: tuple[int, ...] | None
+) -> sources.LoadedModel:
+    if isinstance(model, nn.Module):
+        if weights != "pretrained":
+            raise UsageError("weights are chosen for a model that is named; a module in hand is audited as it is")
+        refuse_nonfinite(model)
+        return sources.LoadedModel(
+            model, _example(model, example, input_size, seed), type(model).__name__, "module", "as given"
+        )
+    if not isinstance(model, str):
+        raise UsageError(f"model is a {type(model).__name__}; give a name or a torch.nn.Module")
+    if example is not None:
+        input_size = tuple(example.shape[1:])
+    return sources.load(model, weights=weights, seed=seed, input_size=input_size)
+
+
+def _example(module: nn.Module, example: Tensor | None, input_size: tuple[int, ...] | None, seed: int) -> Tensor:
+    """The given input, or a random one of the size that is known."""
+    if example is not None:
+        if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 2:
+            raise InputSizeError("example must be a floating-point tensor with a batch axis, such as torch.randn(1, 3, 224, 224)")
+        if example.shape[0] != 1:
+            raise InputSizeError(f"example has a batch of {example.shape[0]}; give one input, such as example[:1]")
+        return example.detach()
+    known = getattr(module, "pretrained_cfg", None)
+    size = input_size or (known.get("input_size") if isinstance(known, dict) else None)
+    size = size or getattr(module, "input_size", None)
+    if not size:
+        raise InputSizeError(
+            f"{type(module).__name__} does not say its input size; give example=torch.randn(1, 3, 224, 224) or the like"
+        )
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *size, generator=generator).to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _summary(loaded: sources.LoadedModel, output: str) -> ModelSummary:
+    return ModelSummary(
+        name=loaded.name,
+        source=loaded.source,
+        weights=loaded.weights,
+        parameters=sum(p.numel() for p in loaded.module.parameters()),
+        input_shape=tuple(loaded.example.shape[1:]),
+        output=output,
+        notes=tuple(loaded.notes),
+    )
+
+
+def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
+    ten = math.log(10)
+    upper = audit.log_upper / ten
+    return NetworkReport(
+        log10_upper=upper if math.isinf(upper) else math.nextafter(upper * (1 + 4e-16 * (upper > 0)), math.inf),
+        log10_product=audit.log_product / ten,
+        lower=lower,
+        samples=samples,
+        reason=audit.reason,
+    )
+
+
+@dataclass
+class _Clock:
+    """Seconds of each stage, told to the progress display as they begin."""
+
+    display: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    _running: tuple[str, float] | None = None
+
+    def stage(self, name: str, total: float | None = None) -> None:
+        self.stop()
+        self._running = (name, time.perf_counter())
+        self.display.stage(name, total)
+
+    def stop(self) -> None:
+        if self._running is not None:
+            name, begun = self._running
+            self.seconds[name] = round(time.perf_counter() - begun, 3)
+            self._running = None
+
+
+@contextlib.contextmanager
+def _shown(progress: bool | Progress) -> Iterator[Progress]:
+    if progress is True:
+        with Display() as display:
+            yield display
+    else:
+        yield progress or Silent()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode, each part back in its own mode afterwards; the random state untouched."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,386 @@
+"""The command line: parse, call `check`, print. No torch is loaded before a model is really audited."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from typer.core import TyperGroup
+
+from lipcheck import completion, options
+from lipcheck.errors import LipcheckError, OutputError, UnknownModelError, UsageError
+from lipcheck.explain import TOPICS, explain, overview, reflow
+from lipcheck.text import clean
+
+if TYPE_CHECKING:
+    from lipcheck.report import Report
+
+_AUDIT = "MODEL"  # the command that a line without a command's name means
+_EVERYWHERE = ("--help", "-h", "--version")
+_HELPING = "lipcheck.helping"
+
+
+class ModelOrCommand(TyperGroup):
+    """A group whose first word may also be a model or an option: then the line is an audit of that model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What is left after the group's own options, an audit named as such."""
+        if not args and not ctx.resilient_parsing:
+            raise UsageError("no model is named; try `lipcheck demo`, or `lipcheck --help`")
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if args and args[0] not in self.commands and args[0].partition("=")[0] not in own:
+            asked = [word for word in args if word in _EVERYWHERE]
+            args = asked[:1] or [_AUDIT, *args]
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The group's own options; on the help page behind those of the audit."""
+        own: list[Any] = [*super().get_params(ctx)]
+        if not ctx.meta.get(_HELPING):
+            return own
+        for parameter in own:
+            parameter.rich_help_panel = "General"
+        return [*self.commands[_AUDIT].params, *own]
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The line under "Usage"."""
+        return ["MODEL [OPTIONS]  or  lipcheck COMMAND"]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """One page with the audit's options, the general ones and the commands."""
+        ctx.meta[_HELPING] = True
+        super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Commands and general options, and what may stand in their place: models and the audit's options."""
+        audited = self.commands[_AUDIT]
+        with audited.make_context(_AUDIT, [], parent=ctx, resilient_parsing=True) as inner:
+            further = audited.shell_complete(inner, incomplete)
+            if not incomplete.startswith("-"):
+                further += audited.params[0].shell_complete(inner, incomplete)
+        return [*super().shell_complete(ctx, incomplete), *further]
+
+
+_EPILOG = """\
+Examples:
+
+  lipcheck demo
+
+  lipcheck resnet50 --sort share --top 10
+
+  lipcheck torchvision:resnet18 --json report.json
+
+  lipcheck resnet50 --weights random --input 3x160x160
+
+  lipcheck mypackage.models:build --input 1x28x28 --weights model.safetensors
+
+Exit codes: 0 done; 2 wrong usage, or a model that cannot be loaded; 3 infinite bound with --require-finite."""
+
+app = typer.Typer(
+    cls=ModelOrCommand,
+    help="Bound, with proof, how strongly a neural network can amplify a change of its input.",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        _emit(lambda out: print(f"lipcheck {_version()}", file=out))
+        raise typer.Exit
+
+
+@app.callback()
+def general(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.", metavar=""),
+    ] = False,
+) -> None:
+    """Bound, with proof, how strongly a neural network can amplify a change of its input."""
+
+
+_MODEL = "Model"
+_COMPUTING = "Computing"
+_SHOWING = "Showing and writing"
+
+
+def _complete(values: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return values(incomplete)
+
+    return complete
+
+
+def _sorts(incomplete: str) -> list[str]:
+    from lipcheck.renderers.describe import SORTS
+
+    return [name for name in SORTS if name.startswith(incomplete)]
+
+
+@app.command(_AUDIT, hidden=True)
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=_complete(completion.model_names),
+            help="demo, a timm name (resnet50), torchvision:NAME, hf:ORG/NAME, a folder of transformers with its "
+            "weights, or package.module:function that builds a torch module.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="pretrained, random, or a checkpoint: .safetensors, .pth.",
+            autocompletion=_complete(completion.weights),
+            rich_help_panel=_MODEL,
+            metavar="WHICH",
+        ),
+    ] = "pretrained",
+    seed: Annotated[
+        int, typer.Option(help="Of random weights and of all sampling.", min=0, rich_help_panel=_MODEL, metavar="N")
+    ] = 0,
+    input: Annotated[
+        str | None,
+        typer.Option(help="Shape of one input, like 3x224x224.", rich_help_panel=_MODEL, metavar="SHAPE"),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Relative slack that the search may leave.", rich_help_panel=_COMPUTING, metavar="X"),
+    ] = 1e-3,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:0.", rich_help_panel=_COMPUTING, metavar="WHERE"),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="For the search of bounds, like 2GB.", rich_help_panel=_COMPUTING, metavar="SIZE"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=_COMPUTING, metavar="N")
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="Inputs at which the network's lower bound is sought.",
+            min=0,
+            rich_help_panel=_COMPUTING,
+            metavar="N",
+        ),
+    ] = 2,
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="Order of layers: network, name, lower, upper, slack, merged, share.",
+            autocompletion=_sorts,
+            rich_help_panel=_SHOWING,
+            metavar="BY",
+        ),
+    ] = "network",
+    top: Annotated[
+        int | None, typer.Option(help="Show only the first N layers.", min=1, rich_help_panel=_SHOWING, metavar="N")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Show only layers like this: 'layer4.*'.", rich_help_panel=_SHOWING, metavar="GLOB"),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(
+            help="Write everything as JSON; - for standard output, which then has nothing else.",
+            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            rich_help_panel=_SHOWING,
+            metavar="FILE",
+        ),
+    ] = None,
+    require_finite: Annotated[
+        bool,
+        typer.Option(
+            "--require-finite",
+            help="Exit with 3 when the network's bound is infinite.",
+            rich_help_panel=_SHOWING,
+            metavar="",
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "--no-progress", "-q", help="No progress on stderr.", rich_help_panel=_SHOWING, metavar=""
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=_SHOWING, metavar="")
+    ] = False,
+) -> int:
+    """Audit a model; 3 when its bound has to be finite and is not."""
+    if not 0 < tolerance < math.inf:
+        raise UsageError(f"the tolerance is {tolerance}; give a positive number like 0.001")
+    arguments = {
+        "weights": weights,
+        "seed": seed,
+        "input_size": None if input is None else options.input_size(input),
+        "device": None if device is None else options.device(device),
+        "tolerance": tolerance,
+        "memory": None if memory is None else options.memory(memory),
+        "threads": threads,
+        "samples": samples,
+    }
+    from lipcheck.renderers import describe, files
+
+    describe.check_choice(sort, top)
+    if json not in (None, "-"):
+        files.check_writable(Path(json))
+    report = _checked(model, arguments, quiet=quiet, debug=debug)
+    if json == "-":
+        _emit(lambda out: print(report.to_json(), file=out))
+    else:
+        if json is not None:
+            files.write_atomically(Path(json), report.to_json() + "\n")
+        from lipcheck.renderers import terminal
+
+        _emit(lambda out: terminal.print_report(report, file=out, sort=sort, top=top, layers=layers))
+    if require_finite and report.network.log10_upper == math.inf:
+        _say(f"the network's bound is infinite: {report.network.reason or 'an operation has none'}")
+        return 3
+    return 0
+
+
+@app.command("explain")
+def explain_topic(
+    topic: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=_complete(lambda incomplete: [name for name in TOPICS if name.startswith(incomplete)]),
+            metavar="[TOPIC]",
+            help="What to explain; without it, the topics.",
+        ),
+    ] = None,
+) -> None:
+    """Tell what a number of the report means and which theorem gives it."""
+    text = overview() if topic is None else reflow(explain(topic), min(100, shutil.get_terminal_size().columns))
+    _emit(lambda out: out.write(text))
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of what --json writes."""
+    from importlib.resources import files
+
+    text = files("lipcheck").joinpath("schema.json").read_text(encoding="utf-8")
+    _emit(lambda out: out.write(text))
+
+
+def _checked(model: str, arguments: dict[str, Any], *, quiet: bool, debug: bool) -> Report:
+    """The audit, with whatever libraries print or warn kept away from standard output."""
+    from lipcheck.progress import Display, Silent
+
+    progress = Silent() if quiet else Display()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if isinstance(progress, Display):
+            stack.enter_context(progress)
+        if not debug:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        progress.stage("loading libraries")
+        from lipcheck.check import check
+
+        report: Report = check(model, progress=progress, **arguments)
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; every failure is one line on standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        result = typer.main.get_command(app).main(args=given, prog_name="lipcheck", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+        return _interrupted() if code == 130 else code
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        _say(_told(error, given))
+        return 2
+
+
+def _told(error: Exception, given: Sequence[str]) -> str:
+    """The error in one line: what is wrong, and what to do."""
+    if isinstance(error, UnknownModelError):
+        return f"{error}{_nearest_command(given)}"
+    if isinstance(error, LipcheckError):
+        return str(error)
+    if hasattr(error, "format_message"):  # what typer raises on a line that it cannot parse
+        return _told_usage(error, given)
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return f"not enough memory ({name}); give a smaller --memory or --input, or another --device"
+    advice = "" if "--debug" in given else "; run it again with --debug for the traceback"
+    return f"this is a bug in lipcheck: {name}: {error}{advice}"
+
+
+def _told_usage(error: Any, given: Sequence[str]) -> str:
+    option = getattr(error, "option_name", "")
+    possible = getattr(error, "possibilities", None)
+    if possible is not None:
+        near = get_close_matches(option, possible, n=1)
+        return f"no option called {option}; " + (f"did you mean {near[0]}?" if near else "`lipcheck --help` lists them")
+    message = " ".join(str(error.format_message()).split()).rstrip(".")
+    return f"{message}{_nearest_command(given)}" if "unexpected extra" in message else message
+
+
+def _nearest_command(given: Sequence[str]) -> str:
+    first = next((word for word in given if not word.startswith("-")), "")
+    near = get_close_matches(first, ("explain", "schema"), n=1, cutoff=0.7)
+    return f"; or did you mean `lipcheck {near[0]}`?" if near and first != near[0] else ""
+
+
+def _say(message: str) -> None:
+    print(f"lipcheck: error: {clean(message)}", file=sys.stderr)
+
+
+def _interrupted() -> int:
+    print("lipcheck: interrupted", file=sys.stderr)
+    return 130
+
+
+def _emit(write: Callable[[TextIO], object]) -> None:
+    """Write to standard output; a reader that went away (`| head`) ends the writing and is no error."""
+    try:
+        write(sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output cannot be written ({error.strerror})") from error
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lipcheck")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What the shell may complete: names of models and paths, found without importing any library."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
+_PREFIXES = ("timm:", "torchvision:", "hf:", "hf-hub:")
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Models and paths that begin with `incomplete`."""
+    if "/" in incomplete or incomplete.startswith("."):
+        return list(paths(incomplete))
+    prefix = "timm:" if incomplete.startswith("timm:") else ""
+    names = ["demo", *_PREFIXES, *(prefix + name for name in timm_names())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def timm_names() -> list[str]:
+    """The architectures that timm registers, read from its source: importing it would take seconds per key press."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.glob("*.py")))
+    return sorted({name for text in texts for name in _REGISTERED.findall(text)})
+
+
+def weights(incomplete: str) -> list[str]:
+    """The two words, and checkpoint files."""
+    return [word for word in ("pretrained", "random", *paths(incomplete)) if word.startswith(incomplete)]
+
+
+def paths(incomplete: str) -> Iterator[str]:
+    """Files and folders that begin with `incomplete`, folders with a slash behind them."""
+    folder, _, start = incomplete.rpartition("/")
+    base = Path(f"{folder}/" if "/" in incomplete else ".")
+    if not base.is_dir():
+        return
+    for entry in sorted(base.iterdir()):
+        if entry.name.startswith(start) and (start.startswith(".") or not entry.name.startswith(".")):
+            shown = f"{folder}/{entry.name}" if "/" in incomplete else entry.name
+            yield shown + ("/" if entry.is_dir() else "")

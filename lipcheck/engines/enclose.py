@@ -1,0 +1,204 @@
+"""Operators to Bounds: which engine takes which operator, batched where shapes agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+from lipcheck.bound import Bound
+from lipcheck.engines import lanczos
+from lipcheck.engines.certified import Certified, certify
+from lipcheck.engines.gram import matrix_magnitude, scaled_by_power
+from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Operator, Separable
+from lipcheck.symbol import (
+    Grid,
+    Symbol,
+    as_matrix,
+    convolution_symbol,
+    embedding_points,
+    grids,
+    matrix_entries,
+    matrix_sides,
+    matrix_symbol,
+    trimmed,
+)
+
+# A finite operator whose smaller side is at most this is formed and bounded as the matrix it is,
+_MATRIX_SIDE = 2048
+# unless its Gram matrix would take more multiplications than this.
+_MATRIX_WORK = 2e10
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an engine works. `memory` is what one batch may hold at a time, in bytes."""
+
+    tolerance: float = 1e-3
+    device: torch.device = torch.device("cpu")
+    memory: int = 1 << 30
+
+
+DEFAULT_SETTINGS = Settings()
+
+
+def enclose(
+    operators: Sequence[Operator],
+    settings: Settings = DEFAULT_SETTINGS,
+    advance: Callable[[float], None] = lambda work: None,
+) -> list[Bound]:
+    """[lower, upper] of every operator's spectral norm, in order; equal shapes are certified together.
+
+    `advance` is told of each finished operator's `cost`.
+    Errors: TypeError for an operator without a norm.
+    """
+    return [_advanced(operator, settings, advance) for operator in operators]
+
+
+def _advanced(operator: Operator, settings: Settings, advance: Callable[[float], None]) -> Bound:
+    bound = spectral_norm(operator, settings)
+    advance(cost(operator))
+    return bound
+
+
+def cost(operator: Operator) -> float:
+    """An estimate of the multiplications that enclosing the operator takes, for showing progress."""
+    if isinstance(operator, Dense):
+        return float(min(operator.matrix.shape)) * operator.matrix.numel() + 1e6
+    if isinstance(operator, Convolution):
+        outputs, inputs = operator.weight.shape[0] // operator.groups, operator.weight.shape[1]
+        side = min(outputs, inputs * math.prod(operator.stride))
+        points = math.prod(1 if k == 1 else m for k, m in zip(operator.kernel, embedding_points(operator), strict=True))
+        gram = float(operator.weight.numel()) * side * math.prod(operator.kernel)
+        return gram + points * operator.groups * side**2 * (side + 50.0) * 3 + 1e6
+    return 1e5
+
+
+@singledispatch
+def spectral_norm(operator: Operator, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    """The enclosure of one operator's norm.
+
+    Errors: TypeError for an operator without a norm of its own (a sum, an activation).
+    """
+    raise TypeError(f"{type(operator).__name__} has no spectral norm")
+
+
+@spectral_norm.register
+def _(operator: Dense, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    return _matrix(operator.matrix[None], operator.uncertainty, settings)
+
+
+@spectral_norm.register
+def _(operator: Diagonal, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    largest = float(operator.gain.detach().abs().max()) if operator.gain.numel() else 0.0
+    return _blurred(largest, largest, operator.uncertainty * largest, "diagonal")
+
+
+@spectral_norm.register
+def _(operator: Indexing, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    return Bound(rounding.sqrt_down(operator.copies), rounding.sqrt_up(operator.copies), "copies")
+
+
+@spectral_norm.register
+def _(operator: Separable, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    bounds = [_matrix(matrix[None], operator.uncertainty, settings) for matrix in operator.matrices]
+    lower = rounding.multiply_down(*(bound.lower for bound in bounds))
+    return Bound(lower, rounding.multiply_up(*(bound.upper for bound in bounds)), "kronecker")
+
+
+@spectral_norm.register
+def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    operator = trimmed(operator)
+    sides = matrix_sides(operator)
+    small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
+    symbol = convolution_symbol(operator)
+    if len(symbol.exponents) == 1 and _sees_whole_kernel(operator):
+        return _matrix(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
+    if small and operator.groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK:
+        return _matrix(as_matrix(operator), operator.uncertainty, settings)
+    found = certify(
+        [symbol],
+        grids(operator, symbol, settings.tolerance),
+        tolerance=settings.tolerance,
+        device=settings.device,
+        memory=settings.memory,
+    )[0]
+    magnitude = symbol_magnitude(symbol)
+    lower = _attained_by_convolution(operator, symbol, found, magnitude, settings)
+    method = "circular" if operator.circular else ("embedding" if found.grid.share == 1 else "symbol grid")
+    return _blurred(lower, found.upper, operator.uncertainty * magnitude, f"{method} {found.grid.spread}")
+
+
+def _sees_whole_kernel(operator: Convolution) -> bool:
+    """Whether some output reads the input with every tap, so that a constant symbol is the operator's own matrix."""
+    if operator.circular:
+        return True
+    axes = zip(operator.stride, operator.offset, operator.dilation, operator.kernel, operator.input_size,
+               operator.output_size, strict=True)  # fmt: skip
+    return all(
+        any(s * i >= p and s * i + d * (k - 1) - p < n for i in range(max(0, p // s), min(outputs, p // s + 2)))
+        for s, p, d, k, n, outputs in axes
+    )
+
+
+def _matrix(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
+    """The largest norm of a batch of matrices: one proof each, and the lower end from the same eigenvector.
+
+    Shapes: (batch, rows, columns).
+    """
+    symbol = matrix_symbol(batch)
+    found = certify(
+        [symbol], [Grid((1,), (0,))], tolerance=settings.tolerance, device=settings.device, memory=settings.memory
+    )[0]
+    if found.peak is None:
+        return _blurred(0.0, found.upper, 0.0, "matrix")
+    matrix = batch[found.peak.group].cpu()
+    exponent = math.frexp(float(matrix.abs().max()))[1]
+    scaled = scaled_by_power(matrix, -exponent)
+    scaled = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.T
+    x = scaled.T @ found.peak.vector.cpu().double().real
+    magnitude = matrix_magnitude(scaled)
+    lower = lanczos.attained(lambda v: scaled @ v, x, terms=scaled.shape[1], magnitude=magnitude)
+    lower = rounding.scale_down(lower, exponent)
+    blur = uncertainty * rounding.scale_up(magnitude, exponent)
+    return _blurred(lower, found.upper, blur, "matrix")
+
+
+def symbol_magnitude(symbol: Symbol) -> float:
+    """At least the norm of the sum of the |P_q|, the largest over the groups: it bounds the operator of |W|."""
+    largest = float(symbol.coefficients.abs().max())
+    exponent = math.frexp(largest)[1]
+    groups = (scaled_by_power(group, -exponent).abs().sum(0) for group in symbol.coefficients)
+    return rounding.scale_up(max(matrix_magnitude(group) for group in groups), exponent)
+
+
+def _attained_by_convolution(
+    operator: Convolution, symbol: Symbol, found: Certified, magnitude: float, settings: Settings
+) -> float:
+    start = lanczos.start_vector(operator, symbol, found)
+    if start is None:
+        return 0.0
+    # Powers of two take the weights near one, so that a search in float32 neither overflows nor loses them.
+    exponent = math.frexp(float(operator.weight.abs().max()))[1]
+    scaled = replace(operator, weight=scaled_by_power(operator.weight, -exponent))
+    search = replace(scaled, weight=scaled.weight.float().to(settings.device))
+    first = search.adjoint(start.to(settings.device))
+    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=24, accuracy=settings.tolerance / 10)
+    terms = operator.weight[0].numel()
+    lower = lanczos.attained(
+        scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent)
+    )
+    return rounding.scale_down(lower, exponent)
+
+
+def _blurred(lower: float, upper: float, blur: float, method: str) -> Bound:
+    """The enclosure widened by what the operator's own entries are uncertain by."""
+    if blur:
+        blur = rounding.up(blur, 4)
+        lower, upper = rounding.down(max(0.0, lower - blur)), rounding.up(upper + blur)
+    return Bound(min(lower, upper), upper, method)

@@ -1,0 +1,226 @@
+"""The Gram matrices R(w) = F(w) F(w)* of a batch of symbols, and the proof that mu bounds them.
+
+Weights are scaled by powers of two, so that all arithmetic happens near one; everything here is float64 and says how
+far it can be off. `proves` is the only function that turns a computation into a claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+from lipcheck.symbol import Grid, Symbol
+
+# Column blocks in which coefficients are taken to float64, and row blocks of which only the lower half is formed.
+_COLUMNS = 8192
+_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GramFamily:
+    """R(w) for a batch of symbols with one lattice of exponents, scaled by 2^-exponent each.
+
+    Shapes: with I items (a layer's group each), L lags, r rows: `even` and `odd` are (I, L, r * r), the symmetric and the
+    antisymmetric part of the autocorrelation at each lag; None where R is formed from `coefficients` instead,
+    (I, Q, r, c). `magnitude` (I,) bounds ||sum_q |P_q||| after the scaling; `lags` is (L, axes).
+    """
+
+    coefficients: Tensor | None
+    even: Tensor | None
+    odd: Tensor | None
+    lags: Tensor
+    exponent: Tensor  # (I,) integers: true weights are 2^exponent times the scaled ones
+    magnitude: Tensor
+    rows: int
+    error: float  # entrywise error of R relative to B B^T
+
+    @property
+    def items(self) -> int:
+        return len(self.exponent)
+
+    @property
+    def real(self) -> bool:
+        """Whether R(w) is real: a symbol of degree zero."""
+        return len(self.lags) == 1
+
+    @property
+    def bytes_per_matrix(self) -> int:
+        return self.rows**2 * (8 if self.real else 16)
+
+    def matrices(self, item: Tensor, grid: Grid, index: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """R(w) for pairs of an item and a frequency. Shapes: item (n,), index (n, axes); result (n, r, r)."""
+        if self.coefficients is not None:
+            return self._direct(item, grid, index, dtype)
+        assert self.even is not None and self.odd is not None
+        n, r, device = len(item), self.rows, self.even.device
+        if self.real:
+            return self.even[item, 0].reshape(n, r, r).to(dtype)
+        cosine, sine = (p.to(device, dtype) for p in grid.phases(index, self.lags))
+        complex_type = torch.complex128 if dtype == torch.float64 else torch.complex64
+        result = torch.empty(n, r * r, dtype=complex_type, device=device)
+        for one in item.unique(sorted=True).tolist():
+            where = item == one
+            where = slice(None) if bool(where.all()) else where
+            parts = [phase[where] @ lag[one].to(dtype) for phase, lag in ((cosine, self.even), (sine, self.odd))]
+            result[where] = torch.complex(*parts)
+        return result.reshape(n, r, r)
+
+    def _direct(self, item: Tensor, grid: Grid, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """F F* with F summed at each frequency; `lags` are the exponents then."""
+        assert self.coefficients is not None
+        device = self.coefficients.device
+        cosine, sine = (p.to(device, dtype) for p in grid.phases(index, self.lags))
+        n, (r, c) = len(item), self.coefficients.shape[2:]
+        symbol = torch.empty(n, r, c, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64, device=device)
+        for one in item.unique(sorted=True).tolist():
+            where = item == one
+            flat = self.coefficients[one].reshape(-1, r * c).to(dtype)
+            symbol[where] = torch.complex(cosine[where] @ flat, sine[where] @ flat).reshape(-1, r, c)
+        return symbol @ symbol.mH
+
+
+def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device) -> GramFamily:
+    """The Gram family of symbols that share shapes and exponents, ready for about so many frequencies each."""
+    stacked = torch.cat([symbol.wide.coefficients for symbol in symbols]).to(device)
+    exponents = symbols[0].exponents
+    items, taps, r, c = stacked.shape
+    exponent = _exponents(stacked)
+    lags, pairs = _autocorrelation_pairs(exponents)
+    magnitude = _magnitude(stacked, exponent)
+    error = rounding.gram_error(taps * c, max(len(lags), taps))
+    products = sum(len(p) for p in pairs)
+    if len(lags) > 1 and 2 * products > 8 * frequencies:
+        scaled = torch.stack([scaled_by_power(one, -int(e)) for one, e in zip(stacked, exponent, strict=True)])
+        return GramFamily(scaled, None, None, exponents, exponent, magnitude, r, error)
+    even = torch.empty(items, len(lags), r * r, dtype=torch.float64, device=device)
+    odd = torch.zeros_like(even) if len(lags) > 1 else even
+    for one in range(items):
+        correlations = _correlations(stacked[one], pairs, int(exponent[one]))
+        even[one, 0] = correlations[0].flatten()
+        for lag, correlation in enumerate(correlations[1:], start=1):
+            even[one, lag] = (correlation + correlation.T).flatten()
+            odd[one, lag] = (correlation - correlation.T).flatten()
+    return GramFamily(None, even, odd, lags, exponent, magnitude, r, error)
+
+
+def _exponents(stacked: Tensor) -> Tensor:
+    """Per item the power of two that takes its largest weight into [1/2, 1); 0 for an item of zeros."""
+    largest = stacked.abs().amax((1, 2, 3)).double().cpu()
+    return torch.frexp(largest).exponent.long() * (largest > 0)
+
+
+def _magnitude(stacked: Tensor, exponent: Tensor) -> Tensor:
+    """At least ||sum_q |P_q|||_2 per item, scaled."""
+    results = []
+    for one, scale in zip(stacked, exponent.tolist(), strict=True):
+        blocks = [scaled_by_power(block, -scale).abs().sum(0) for block in one.split(_COLUMNS, dim=2)]
+        results.append(matrix_magnitude(*blocks, terms=one.shape[0]))
+    return torch.tensor(results, dtype=torch.float64)
+
+
+def matrix_magnitude(*blocks: Tensor, terms: int = 1) -> float:
+    """At least the spectral norm of |M|, M given in column blocks: Frobenius or sqrt(||M||_1 ||M||_inf), the smaller.
+
+    `terms` numbers were added for each entry already. Shapes: each block is (rows, columns), float64.
+    """
+    rows = torch.stack([block.abs().sum(1) for block in blocks]).sum(0)
+    column = max(float(block.abs().sum(0).max()) for block in blocks)
+    squares = sum(float(block.square().sum()) for block in blocks)
+    count = sum(block.numel() for block in blocks)
+    tightest = min(squares, float(rows.max()) * column)
+    return tightest**0.5 * (1 + rounding.gamma(count + terms + 8)) + rounding.UNDERFLOW
+
+
+def _autocorrelation_pairs(exponents: Tensor) -> tuple[Tensor, list[list[tuple[int, int]]]]:
+    """The lags d >= 0 in lexicographic order, zero first, and for each all (i, j) with q_i - q_j = d."""
+    points = [tuple(q) for q in exponents.tolist()]
+    found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for i, a in enumerate(points):
+        for j, b in enumerate(points):
+            lag = tuple(x - y for x, y in zip(a, b, strict=True))
+            if lag >= (0,) * len(lag):
+                found.setdefault(lag, []).append((i, j))
+    lags = sorted(found)
+    return torch.tensor(lags), [found[lag] for lag in lags]
+
+
+def _correlations(coefficients: Tensor, pairs: list[list[tuple[int, int]]], exponent: int) -> Tensor:
+    """Per lag the sum of P_i P_j^T over its pairs, in float64, scaled. Shapes: (Q, r, c) to (lags, r, r)."""
+    taps, r, columns = coefficients.shape
+    result = torch.zeros(len(pairs), r, r, dtype=torch.float64, device=coefficients.device)
+    for block in coefficients.split(_COLUMNS, dim=2):
+        scaled = scaled_by_power(block, -exponent)
+        for lag, lag_pairs in enumerate(pairs):
+            for i, j in lag_pairs:
+                if i == j and r > _ROWS:
+                    for low in range(0, r, _ROWS):
+                        strip = scaled[i, low : low + _ROWS]
+                        result[lag, low:, low : low + _ROWS].addmm_(scaled[i, low:], strip.T)
+                else:
+                    result[lag].addmm_(scaled[i], scaled[j].T)
+    if r > _ROWS:
+        result[0] = result[0].tril() + result[0].tril(-1).T
+    return result
+
+
+def scaled_by_power(values: Tensor, exponent: int) -> Tensor:
+    """values * 2^exponent in float64, exact but for entries that become subnormal; two steps, as 2^1074 is no float."""
+    half = exponent // 2
+    return values.double() * 2.0**half * 2.0 ** (exponent - half)
+
+
+def proves(matrices: Tensor, mu: Tensor, magnitude: Tensor, error: float) -> Tensor:
+    """Where it is proved that ||F|| <= mu. False proves nothing.
+
+    With E >= ||R - F F*||, a Cholesky factorisation of (mu^2 - s) I - R that runs to completion proves
+    ||F||^2 <= mu^2, where s covers E, the rounding of the factorisation (`rounding.cholesky_shift`) and that of
+    the diagonal. Where the Frobenius norm of R is below mu^2 already, no factorisation is needed.
+
+    Shapes: matrices (n, r, r) with R's lower triangles; mu and magnitude (n,); result (n,) of bool.
+    Source: Rump 2006; maths, section 4.
+    """
+    r, device = matrices.shape[-1], matrices.device
+    mu, magnitude = mu.to(device), magnitude.to(device)
+    budget = mu.square() * (1 - 8 * rounding.UNIT)
+    blur = error * magnitude.square() * (1 + 8 * rounding.UNIT) + rounding.UNDERFLOW
+    frobenius = torch.linalg.vector_norm(matrices, dim=(1, 2)) * (1 + rounding.gamma(4 * r * r + 16))
+    proved = frobenius + blur <= budget
+    rest = torch.nonzero(~proved).flatten()
+    if len(rest) == 0:
+        return proved
+    trusted = device.type == "cpu"
+    reserve = rounding.cholesky_shift(r, complex_valued=matrices.is_complex() or not trusted) * r
+    relative = (1 if trusted else 4) * reserve + 8 * rounding.UNIT
+    shift = (budget * relative + blur)[rest] * (1 + 1e-6)
+    diagonal = (budget[rest] - shift)[:, None] * torch.ones(r, dtype=torch.float64, device=device)
+    if trusted:
+        shifted = -matrices[rest] if len(rest) < len(matrices) else matrices.neg()
+        shifted.diagonal(dim1=1, dim2=2).add_(diagonal)
+        _, info = torch.linalg.cholesky_ex(shifted)
+        proved[rest] = info == 0
+    else:
+        proved[rest] = _proved_by_residual(matrices[rest], diagonal, 4 * reserve * budget[rest])
+    return proved
+
+
+def _proved_by_residual(matrices: Tensor, diagonal: Tensor, reserve: Tensor) -> Tensor:
+    """As `proves`, without trusting how a device's factorisation orders its operations (blocked inverses, say).
+
+    L L* is positive semidefinite whatever L is, so lambda_min(A) >= -||A - L L*||_F: the residual is computed, its own
+    rounding added (gamma(4 (r + 4)) ||L||_F^2 for the product, a unit for the difference), and compared with the
+    part of the shift that is reserved for it.
+    """
+    r = matrices.shape[-1]
+    shifted = -matrices
+    shifted.diagonal(dim1=1, dim2=2).add_(diagonal)
+    shifted = shifted.tril() + shifted.tril(-1).mH
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    factor = factor.tril()
+    residual = torch.linalg.vector_norm(shifted - factor @ factor.mH, dim=(1, 2))
+    size = torch.linalg.vector_norm(factor, dim=(1, 2)).square()
+    own = (rounding.gamma(4 * (r + 4)) + 4 * rounding.UNIT) * size
+    total = (residual + own) * (1 + rounding.gamma(4 * r * r + 16))
+    return (info == 0) & (total <= reserve)

@@ -1,0 +1,134 @@
+"""The lower bound: ||A x|| / ||x|| for a vector that Golub-Kahan bidiagonalisation found on the real operator.
+
+The search runs in float32 at the true input size, padding and stride; the vector it ends with is evaluated in
+float64 on the CPU, by code whose rounding is known, and the quotient is lowered by that rounding.
+Source: Golub and Kahan 1965; Golub and Van Loan, Matrix Computations, section 10.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+from lipcheck.engines.certified import Certified
+from lipcheck.operators import Convolution
+from lipcheck.symbol import Symbol
+
+Map = Callable[[Tensor], Tensor]
+
+
+def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, accuracy: float) -> Tensor:
+    """An input that the operator amplifies nearly as much as it can: never a claim until `attained` evaluates it.
+
+    Stops once two steps raised the estimated norm by less than `accuracy`, relatively.
+    Shapes: `start` is an input; so is the result. Source: Golub-Kahan with full reorthogonalisation.
+    """
+    right = start / torch.linalg.vector_norm(start).clamp_min(1e-30)
+    rights: list[Tensor] = []
+    lefts: list[Tensor] = []
+    diagonal: list[float] = []
+    above: list[float] = []
+    estimates = [0.0]
+    left: Tensor | None = None
+    for _ in range(steps):
+        rights.append(right)
+        image = forward(right)
+        image = _orthogonal(image if left is None else image - above[-1] * left, lefts)
+        alpha = float(torch.linalg.vector_norm(image))
+        if alpha <= 1e-12 * max(estimates):
+            rights.pop()
+            above = above[: max(0, len(rights) - 1)]
+            break
+        left = image / alpha
+        lefts.append(left)
+        diagonal.append(alpha)
+        estimates.append(float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above), 2)))
+        if len(estimates) > 3 and estimates[-1] - estimates[-3] <= accuracy * estimates[-1]:
+            break
+        back = _orthogonal(adjoint(left) - alpha * right, rights)
+        beta = float(torch.linalg.vector_norm(back))
+        if beta <= 1e-6 * estimates[-1]:
+            break
+        above.append(beta)
+        right = back / beta
+    if not diagonal:
+        return start
+    weights = torch.linalg.svd(_bidiagonal(diagonal, above))[2][0]
+    result = torch.zeros_like(start)
+    for weight, vector in zip(weights.tolist(), rights, strict=False):
+        result += weight * vector
+    return result
+
+
+def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    side = len(diagonal) - 1
+    if side > 0:
+        matrix += torch.diag(torch.tensor(above[:side], dtype=torch.float64), 1)
+    return matrix
+
+
+def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
+    """Gram-Schmidt against the last few basis vectors; a restart-free run of some dozen steps needs no more."""
+    for known in basis:
+        vector = vector - torch.sum(vector * known) * known
+    return vector
+
+
+def attained(forward: Map, x: Tensor, *, terms: int, magnitude: float) -> float:
+    """At most the norm that `x` proves: ||A x|| / ||x|| less the rounding of its evaluation.
+
+    Shapes: x is an input, taken as exact after conversion to float64; `terms` products make one output;
+    `magnitude` bounds the norm of |A|, so the computed A x is off by at most forward_error(terms) magnitude ||x||.
+    Source: Higham 2002, section 3.5.
+    """
+    x = x.detach().cpu().double()
+    largest = float(x.abs().max())
+    if largest == 0 or not math.isfinite(largest):
+        return 0.0
+    x = torch.ldexp(x, torch.tensor(-math.frexp(largest)[1]))
+    length = float(torch.linalg.vector_norm(x))
+    image = float(torch.linalg.vector_norm(forward(x)))
+    summing = rounding.gamma(2 * max(x.numel(), 8) + 64)
+    quotient = image * (1 - summing) / (length * (1 + summing))
+    return max(0.0, quotient * (1 - 8 * rounding.UNIT) - rounding.forward_error(terms) * magnitude * (1 + 1e-6))
+
+
+def start_vector(operator: Convolution, symbol: Symbol, found: Certified) -> Tensor | None:
+    """The peak's wave under a sine window, as an output of the convolution; None where there is no peak.
+
+    On an infinite input the wave is where the norm is taken on; the window is what a finite edge makes of it.
+    Shapes: (1, outputs, *output_size), float32.
+    """
+    peak = found.peak
+    if peak is None:
+        return None
+    wave = torch.ones(1, dtype=torch.complex128)
+    for angle, n in zip(peak.angle, operator.output_size, strict=True):
+        position = torch.arange(n, dtype=torch.float64)
+        window = torch.ones(n, dtype=torch.float64) if operator.circular else torch.sin(math.pi * (position + 1) / (n + 1))
+        factor = torch.polar(window, angle * position)
+        wave = wave[..., None] * factor
+    coefficients = symbol.coefficients[peak.group]
+    vector = peak.vector.cpu().to(torch.complex128)
+    if coefficients.shape[1] > coefficients.shape[2]:
+        # The eigenvector is the conjugate of a right singular vector here; one step of F makes a left one of it.
+        turns = symbol.exponents.double() @ torch.tensor(peak.angle, dtype=torch.float64)
+        phases = torch.polar(torch.ones_like(turns), turns)
+        coefficients = coefficients.double() / coefficients.abs().max()
+        images = coefficients @ torch.stack([vector.conj().real, vector.conj().imag], dim=1).double()
+        vector = (torch.complex(images[..., 0], images[..., 1]) * phases[:, None]).sum(0)
+    outputs = operator.weight.shape[0] // operator.groups
+    start = torch.zeros(operator.weight.shape[0], *operator.output_size)
+    place = slice(peak.group * outputs, (peak.group + 1) * outputs)
+    vector = vector / torch.linalg.vector_norm(vector).clamp_min(1e-30)
+    spread = vector.reshape(-1, *(1,) * operator.axes) * wave.reshape(1, *operator.output_size)
+    start[place] = spread.real.float()
+    # A wave may be orthogonal to what is sought (another symmetry, a vanishing real part): a little of everything.
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    scale = float(torch.linalg.vector_norm(start)) or 1.0
+    return (start + noise * (0.03 * scale / start.numel() ** 0.5))[None]

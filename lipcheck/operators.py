@@ -1,0 +1,240 @@
+"""The maps that networks apply, free of ATen: what a rule returns and an engine bounds.
+
+Linear operators (`Linear`) have a norm that an engine encloses. The others say how Lipschitz constants combine.
+Every tensor of weights is taken as exact; where an entry had to be computed, `uncertainty` is its relative error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """A map from one or more inputs to an output; bounded by an engine or combined by `compose`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear(Operator):
+    """A linear map of one input, up to a constant that moves the output and leaves differences alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense(Linear):
+    """y = M x, applied to each position alike.
+
+    Shapes: `matrix` is (outputs, inputs).
+    """
+
+    matrix: Tensor
+    uncertainty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Convolution(Linear):
+    """y[o, i] = sum_c sum_k W[o, c, k] x[c, s i + d k - p] for 0 <= i < n', as torch.nn.Conv*; x is 0 outside [0, n).
+
+    Shapes: `weight` is (outputs, inputs / groups, *kernel); every tuple has one entry per spatial axis.
+    `offset` is the left padding p; what is padded on the right follows from the sizes. With `circular`, indices
+    of x wrap at n, s divides n and n' = n / s. With `transposed` the network applies the adjoint of this map,
+    whose norm is the same: then the sizes are those of this map, the network's the other way round.
+    """
+
+    weight: Tensor
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    offset: tuple[int, ...]
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    circular: bool = False
+    transposed: bool = False
+    uncertainty: float = 0.0
+
+    _CONVOLUTIONS: ClassVar = (functional.conv1d, functional.conv2d, functional.conv3d)
+    _ADJOINTS: ClassVar = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+
+    @property
+    def axes(self) -> int:
+        return len(self.input_size)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """One past the last position read, counted from the first position read, per axis."""
+        return tuple(
+            s * (n - 1) + d * (k - 1) + 1
+            for s, n, d, k in zip(self.stride, self.output_size, self.dilation, self.kernel, strict=True)
+        )
+
+    @property
+    def input_channels(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x in the dtype of x. Shapes: x is (batch, inputs, *input_size)."""
+        weight = self.weight.to(x)
+        if not self.circular and all(
+            p >= 0 and n + 2 * p >= r for n, p, r in zip(self.input_size, self.offset, self.reach, strict=True)
+        ):
+            padding: tuple[int, ...] = self.offset
+        else:
+            x, padding = self._padded(x), (0,) * self.axes
+        y = self._CONVOLUTIONS[self.axes - 1](x, weight, None, self.stride, padding, self.dilation, self.groups)
+        return y[(..., *(slice(n) for n in self.output_size))]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A* y in the dtype of y. Shapes: y is (batch, outputs, *output_size)."""
+        weight = self.weight.to(y)
+        missing = tuple(
+            n - (r - 2 * p) for n, r, p in zip(self.input_size, self.reach, self.offset, strict=True)
+        )
+        adjoint = self._ADJOINTS[self.axes - 1]
+        if not self.circular and all(
+            p >= 0 and 0 <= e < max(s, d)
+            for p, e, s, d in zip(self.offset, missing, self.stride, self.dilation, strict=True)
+        ):
+            return adjoint(y, weight, None, self.stride, self.offset, missing, self.groups, self.dilation)
+        full = adjoint(y, weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        return self._cropped(full)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """The positions -p ... reach - p - 1 of x, wrapped or filled with zeros."""
+        for axis, (n, p, r) in enumerate(zip(self.input_size, self.offset, self.reach, strict=True), start=2):
+            if self.circular:
+                x = x.index_select(axis, (torch.arange(r, device=x.device) - p) % n)
+            else:
+                x = _positions(x, axis, -p, r)
+        return x
+
+    def _cropped(self, full: Tensor) -> Tensor:
+        """The adjoint of `_padded`."""
+        for axis, (n, p, r) in enumerate(zip(self.input_size, self.offset, self.reach, strict=True), start=2):
+            if self.circular:
+                shape = (*full.shape[:axis], n, *full.shape[axis + 1 :])
+                index = (torch.arange(r, device=full.device) - p) % n
+                full = full.new_zeros(shape).index_add_(axis, index, full)
+            else:
+                full = _positions(full, axis, p, n)
+        return full
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Separable(Linear):
+    """The Kronecker product of one small matrix per axis: average pooling, interpolation, means.
+
+    Shapes: each matrix is (outputs, inputs) along its axis. The norm is the product of the matrices' norms.
+    """
+
+    matrices: tuple[Tensor, ...]
+    uncertainty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Diagonal(Linear):
+    """y = g x, elementwise, g broadcast to the shape of x without enlarging it: norm max |g|.
+
+    Shapes: `gain` broadcasts to the input's shape, batch axis included.
+    """
+
+    gain: Tensor
+    uncertainty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Indexing(Linear):
+    """Each output is one of the inputs or a constant: norm sqrt(copies), copies of the most used input.
+
+    Reshapes, permutations and slices have one copy; `selecting` says that which input is taken depends on the
+    values, as in max pooling: not linear, with the same constant, attained by an input with one large entry.
+    """
+
+    copies: int = 1
+    selecting: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pointwise(Operator):
+    """A scalar function applied to every element, with sup |f'| <= `slope`."""
+
+    name: str
+    slope: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normalisation(Operator):
+    """A map whose Jacobian has norm at most `slope` everywhere, given with the reason for it."""
+
+    name: str
+    slope: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sum(Operator):
+    """The sum of the inputs, each after a linear map of norm at most its weight.
+
+    Shapes: one weight per activation among the node's inputs, in order.
+    """
+
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Concatenation(Operator):
+    """The inputs side by side: the root of the sum of the squares."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unbounded(Operator):
+    """No finite constant is known, for this reason."""
+
+    reason: str
+
+
+IDENTITY = Indexing()
+
+
+def _positions(x: Tensor, axis: int, start: int, length: int) -> Tensor:
+    """The positions start ... start + length - 1 of x along an axis, zeros where there are none."""
+    low, high = max(start, 0), max(min(start + length, x.shape[axis]), 0)
+    kept = x.narrow(axis, min(low, x.shape[axis]), max(high - low, 0))
+    before = min(max(-start, 0), length)
+    edges = [0, 0] * (x.dim() - axis - 1) + [before, length - before - kept.shape[axis]]
+    return functional.pad(kept, edges)
+
+
+def scaled_rows(operator: Dense | Convolution, gain: Tensor, uncertainty: float) -> Dense | Convolution:
+    """diag(gain) after `operator`: each output channel multiplied by its gain, in float64.
+
+    Shapes: `gain` has one entry per output channel of what the network applies, or one for all.
+    """
+    attribute = "matrix" if isinstance(operator, Dense) else "weight"
+    weight = getattr(operator, attribute).double()
+    gain = gain.double()
+    if isinstance(operator, Convolution) and operator.transposed and gain.numel() > 1:
+        # The output channels of an adjoint are the weight's inputs: (groups * inputs / groups) of them in order.
+        grouped = weight.reshape(operator.groups, -1, *weight.shape[1:])
+        spread = gain.reshape(operator.groups, 1, -1, *(1,) * operator.axes)
+        weight = (grouped * spread).reshape(weight.shape)
+    else:
+        weight = weight * gain.reshape(-1, *(1,) * (weight.dim() - 1))
+    return replace(operator, **{attribute: weight, "uncertainty": operator.uncertainty + uncertainty + 2.0**-52})
+
+
+def output_length(length: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
+    """How many outputs a convolution has along one axis, `padding` being the sum of both sides."""
+    return (length + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)

@@ -1,0 +1,42 @@
+"""What people write on the command line, read: input shapes, amounts of memory, devices."""
+
+from __future__ import annotations
+
+import re
+
+from lipcheck.errors import UsageError
+from lipcheck.text import clean
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def input_size(text: str) -> tuple[int, ...]:
+    """The shape of one example: 3x224x224, 3×224×224 and 3,224,224 are the same.
+
+    >>> input_size("3x224x224"), input_size("3, 224, 224")
+    ((3, 224, 224), (3, 224, 224))
+    """
+    parts = [part.strip() for part in re.split(r"[x×X,]", text)]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part[:18]) < 10**9 for part in parts):
+        raise UsageError(f"the input size {clean(text)!r} is no shape; write it like 3x224x224")
+    return tuple(int(part) for part in parts)
+
+
+def memory(text: str) -> int:
+    """An amount of memory in bytes: 2GB, 1.5 GiB, 800M, or a plain number of bytes.
+
+    >>> memory("2GB"), memory("1.5GiB"), memory("1024")
+    (2000000000, 1610612736, 1024)
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE | re.ASCII)
+    amount = int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match else 0
+    if amount < 1:
+        raise UsageError(f"the memory {clean(text)!r} is no amount; write it like 2GB")
+    return amount
+
+
+def device(text: str) -> str:
+    """A device that lipcheck computes on."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise UsageError(f"the device {clean(text)!r} is unknown; use cpu, cuda or cuda:0")
+    return text

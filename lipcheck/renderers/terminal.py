@@ -1,0 +1,206 @@
+"""A Report for people at a terminal: the heading, the table of layers, the network, what has no bound, what was run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from lipcheck.renderers import describe, numbers
+from lipcheck.renderers.table import cut_middle, layer_table, share_text
+from lipcheck.report import NetworkReport, Report, UnsupportedOperation
+from lipcheck.text import clean, shape
+
+WIDTH_OF_FILES = 160  # where no terminal and no COLUMNS says otherwise: names whole, one line a layer
+_PLAIN_BELOW = 6  # powers of ten under which the plain number stands beside the power
+_HEAVIEST = 5
+_LAYERS_NAMED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class render:
+    """The report as a rich renderable, fitted to the console's width; numbers are never cut or wrapped.
+
+    `sort`, `top` and `layers` choose the rows of the table as `describe.chosen` does; all else is about the whole.
+    """
+
+    report: Report
+    sort: str = "network"
+    top: int | None = None
+    layers: str | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        yield from _heading(self.report, width)
+        yield Text()
+        yield from self._table(width)
+        yield Text()
+        yield from _network(self.report, width)
+        yield from _unsupported(self.report, width)
+        yield Text()
+        yield from _facts(_run(self.report), width, "dim")
+
+    def _table(self, width: int) -> Iterator[Text]:
+        shown = describe.chosen(self.report, sort=self.sort, top=self.top, layers=self.layers)
+        total = len(self.report.layers)
+        if shown:
+            yield from layer_table(shown, width)
+        if len(shown) < total:
+            matching = "" if self.layers is None else f", matching {clean(self.layers)}"
+            yield Text(f"{len(shown)} of {total} layers shown{matching}", style="dim")
+        elif not total:
+            yield Text("no linear layers", style="dim")
+        kinds = {bound.kind for layer in shown for bound in (layer.bound, layer.merged) if bound is not None}
+        if "probabilistic" in kinds:
+            yield Text("p  not certified: holds with the probability that its method states", style="yellow")
+        if "estimate" in kinds:
+            yield Text("~  not certified: an estimate, which may lie below the norm", style="yellow")
+
+
+def print_report(
+    report: Report,
+    *,
+    file: IO[str] | None = None,
+    width: int | None = None,
+    sort: str = "network",
+    top: int | None = None,
+    layers: str | None = None,
+) -> None:
+    """The report on `file` (standard output), coloured only on a terminal that wants colours (NO_COLOR is honoured).
+
+    The width is the terminal's; in a file or a pipe it is COLUMNS, or 160 columns where that is unset.
+    """
+    console = Console(file=file, width=width, markup=False, emoji=False, highlight=False, force_jupyter=False)
+    if width is None and not console.is_terminal and "COLUMNS" not in console._environ:
+        console.width = WIDTH_OF_FILES
+    # Captured and written by hand, so that a broken pipe is the caller's to see.
+    with console.capture() as captured:
+        console.print(render(report, sort=sort, top=top, layers=layers), crop=False)
+    console.file.write(captured.get())
+
+
+def to_text(report: Report, *, width: int = WIDTH_OF_FILES) -> str:
+    """The report as plain text, without colours."""
+    written = io.StringIO()
+    console = Console(file=written, width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    console.print(render(report), crop=False)
+    return written.getvalue()
+
+
+def _heading(report: Report, width: int) -> Iterator[Text]:
+    model = report.model
+    facts = [model.source, model.weights, f"{_thousands(model.parameters)} parameters"]
+    facts.append(f"input {shape(model.input_shape)}")
+    if model.output:
+        facts.append(f"output {model.output}")
+    yield Text(clean(model.name), style="bold")
+    yield from _facts(facts, width)
+    if model.weights.startswith("random"):
+        weights = clean(model.weights).replace("random", "random weights", 1)
+        yield Text(f"{weights}: the figures say nothing about a trained network", style="bold yellow")
+    for note in model.notes:
+        yield Text(f"note: {clean(note)}", style="yellow")
+
+
+def _facts(
+    facts: Sequence[str], width: int, style: str = "", *, between: str = " · ", indent: int = 0
+) -> Iterator[Text]:
+    """Facts one behind the other, broken only between two of them where that is possible."""
+    line = ""
+    for fact in map(clean, facts):
+        longer = f"{line}{between}{fact}" if line else " " * indent + fact
+        if line and cell_len(longer) > width:
+            yield Text(line, style=style)
+            longer = " " * indent + fact
+        line = longer
+    yield Text(line, style=style)
+
+
+def _network(report: Report, width: int) -> Iterator[Text]:
+    network = report.network
+    yield Text("network", style="bold").append(
+        "  output change per input change, Euclidean norms", style="not bold dim"
+    )
+    sampled = "no input was sampled"
+    if network.samples:
+        sampled = f"largest Jacobian norm at {network.samples} sampled input{_s(network.samples)}"
+    rows = (
+        (describe.claim(report), _power(network.log10_upper), _beside(network)),
+        ("plain product", _power(network.log10_product), _gain(network)),
+        ("sampled lower", numbers.down(network.lower) if network.samples else "–", sampled),
+    )
+    longest = max(len(value) for _, value, _ in rows)
+    for index, (label, value, note) in enumerate(rows):
+        line = Text(f"  {label:<15}  ").append(value, style="" if index else "bold")
+        yield line.append(" " * (longest + 2 - len(value)) + note if note else "", style="dim")
+    if network.log10_upper == math.inf:
+        yield Text(f"  no finite bound: {clean(network.reason) or 'a layer has none'}", style="bold red")
+    yield from _holders(report, width)
+
+
+def _holders(report: Report, width: int) -> Iterator[Text]:
+    heaviest = describe.heaviest(report, _HEAVIEST)
+    if heaviest:
+        yield Text("largest shares of the log-bound", style="bold")
+    for layer in heaviest:
+        yield Text(f"  {share_text(layer.share):>6}  ").append(
+            cut_middle(describe.path(layer), width - 10), style="cyan"
+        )
+
+
+def _power(log10: float) -> str:
+    if math.isinf(log10):
+        return "∞" if log10 > 0 else "0"
+    plain = f" = {numbers.plain_up(log10)}" if -300 < log10 < _PLAIN_BELOW else ""
+    return f"10^{numbers.power_up(log10)}{plain}"
+
+
+def _beside(network: NetworkReport) -> str:
+    return "the output does not depend on the input" if network.log10_upper == -math.inf else ""
+
+
+def _gain(network: NetworkReport) -> str:
+    gained = network.log10_product - network.log10_upper
+    return f"each operation alone; 10^{gained:.2f} higher" if 0.01 <= gained < math.inf else "each operation alone"
+
+
+def _unsupported(report: Report, width: int) -> Iterator[Text]:
+    if not report.unsupported:
+        return
+    places = sum(len(entry.layers) for entry in report.unsupported)
+    yield Text()
+    yield Text(f"without a bound: {places} place{_s(places)} in the network", style="bold")
+    for entry in sorted(report.unsupported, key=lambda entry: -len(entry.layers)):
+        yield from _group(entry, width)
+
+
+def _group(entry: UnsupportedOperation, width: int) -> Iterator[Text]:
+    count = f"{entry.op} ×{len(entry.layers)} "
+    yield from _facts([count, *entry.reason.split(" ")], width, between=" ", indent=2)
+    layers = list(dict.fromkeys(layer or "(model)" for layer in entry.layers))
+    more = len(layers) - _LAYERS_NAMED
+    named = [*layers[:_LAYERS_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    commas = [f"{name}," for name in named[:-1]]
+    yield from _facts([*commas, *named[-1:]], width, "dim", between=" ", indent=4)
+
+
+def _run(report: Report) -> list[str]:
+    run = report.run
+    facts = [f"tolerance {run.tolerance:g}", f"seed {run.seed}", f"{run.device}, {run.threads} thread{_s(run.threads)}"]
+    facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
+    facts += [f"{library} {version}" for library, version in run.versions.items()]
+    return facts + [f"{stage} {seconds:.1f} s" for stage, seconds in run.seconds.items()]
+
+
+def _thousands(count: int) -> str:
+    return f"{count:,}".replace(",", " ")
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -1,0 +1,243 @@
+"""Rules of linear layers with weights: convolutions, linear, batch norm, scaling, sums."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcheck.graph import Node, Value
+from lipcheck.operators import (
+    IDENTITY,
+    Concatenation,
+    Convolution,
+    Dense,
+    Diagonal,
+    Indexing,
+    Operator,
+    Sum,
+    Unbounded,
+)
+from lipcheck.rounding import UNIT, sqrt_up, up
+from lipcheck.rules.registry import rule
+
+aten = torch.ops.aten
+
+
+def per_axis(value: int | list[int], axes: int) -> tuple[int, ...]:
+    """One entry per spatial axis, as PyTorch's arguments allow a single one for all."""
+    values = [value] if isinstance(value, int) else list(value)
+    return tuple(int(v) for v in (values * axes if len(values) == 1 else values))
+
+
+def input_of(node: Node, name: str = "input") -> Value:
+    """The activation of a node whose other operands are constant.
+
+    Errors: DependentError of the operand when the activation is not where it belongs.
+    """
+    argument = node.arguments[name]
+    if not isinstance(argument, Value):
+        # Then the activation is the weight.
+        for other in ("weight", "other", "mat2"):
+            if other in node.arguments:
+                node.constant(other)
+    assert isinstance(argument, Value)
+    return argument
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+def convolution(node: Node) -> Operator:
+    """The bias moves the output and leaves differences alone; 'same' pads the right side more when it must."""
+    given, weight = node.arguments, node.constant("weight")
+    axes = weight.dim() - 2
+    stride, dilation = per_axis(given["stride"], axes), per_axis(given["dilation"], axes)
+    size = input_of(node).shape[2:]
+    padding = given["padding"]
+    if padding == "same":
+        offset = tuple(d * (k - 1) // 2 for d, k in zip(dilation, weight.shape[2:], strict=True))
+    elif padding == "valid":
+        offset = (0,) * axes
+    else:
+        offset = per_axis(padding, axes)
+    return Convolution(weight, stride, dilation, given["groups"], offset, size, node.shape[2:])
+
+
+@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def transposed_convolution(node: Node) -> Operator:
+    """The adjoint of the convolution with the same weight from this node's output to its input."""
+    given, weight = node.arguments, node.constant("weight")
+    axes = weight.dim() - 2
+    return Convolution(
+        weight,
+        per_axis(given["stride"], axes),
+        per_axis(given["dilation"], axes),
+        given["groups"],
+        per_axis(given["padding"], axes),
+        node.shape[2:],
+        input_of(node).shape[2:],
+        transposed=True,
+    )
+
+
+@rule(aten.convolution.default)
+def any_convolution(node: Node) -> Operator:
+    """What the exporter leaves of a convolution that it took apart."""
+    if node.arguments["transposed"]:
+        return transposed_convolution(node)
+    return convolution(node)
+
+
+@rule(aten.linear.default)
+def linear(node: Node) -> Operator:
+    input_of(node)
+    return Dense(node.constant("weight"))
+
+
+@rule(aten.addmm.default)
+def addmm(node: Node) -> Operator:
+    """bias + x M with both scalars one, as linear layers are written out."""
+    if node.arguments["beta"] != 1 or node.arguments["alpha"] != 1 or isinstance(node.arguments["self"], Value):
+        return Unbounded("addmm with scaled or non-constant operands")
+    input_of(node, "mat1")
+    return Dense(node.constant("mat2").T)
+
+
+@rule(aten.mm.default)
+def mm(node: Node) -> Operator:
+    return _product_with_matrix(node, "self", "mat2")
+
+
+@rule(aten.matmul.default)
+def matmul(node: Node) -> Operator:
+    return _product_with_matrix(node, "self", "other")
+
+
+def _product_with_matrix(node: Node, left: str, right: str) -> Operator:
+    """x M for a constant matrix on the right, M x for one on the left; every other axis is a position."""
+    first, second = node.arguments[left], node.arguments[right]
+    if isinstance(first, Value) and isinstance(second, Value):
+        return Unbounded("product of two activations")
+    matrix = (second if isinstance(first, Value) else first).detach()
+    if matrix.dim() != 2:
+        return Unbounded(f"product with a constant of {matrix.dim()} axes")
+    return Dense(matrix.T if isinstance(first, Value) else matrix)
+
+
+@rule(aten._native_batch_norm_legit_no_training.default)
+def batch_norm(node: Node) -> Operator:
+    """gamma / sqrt(var + eps) per channel: at inference the statistics are constants."""
+    return _batch_norm(node, node.constant("running_var"))
+
+
+@rule(aten.batch_norm.default)
+def whole_batch_norm(node: Node) -> Operator:
+    if node.arguments["training"] or node.arguments["running_var"] is None:
+        return Unbounded("batch norm over the statistics of the batch")
+    return _batch_norm(node, node.constant("running_var"))
+
+
+def _batch_norm(node: Node, variance: Tensor) -> Operator:
+    gain = 1 / torch.sqrt(variance.double() + node.arguments["eps"])
+    if node.arguments["weight"] is not None:
+        gain = gain * node.constant("weight").double()
+    rank = len(input_of(node).shape)
+    # Sum, root, quotient and product: four roundings, of which the sum's counts half.
+    return Diagonal(gain.reshape(1, -1, *(1,) * (rank - 2)), 8 * UNIT)
+
+
+@rule(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+def scaling(node: Node) -> Operator:
+    """A constant factor: one number, or one per channel or element."""
+    first, second = node.arguments["self"], node.arguments["other"]
+    dividing = "div" in node.op_name
+    if isinstance(first, Value) and isinstance(second, Value):
+        return Unbounded("ratio of two activations" if dividing else "product of two activations")
+    value, factor = (first, second) if isinstance(first, Value) else (second, first)
+    if dividing and value is second:
+        return Unbounded("division by an activation")
+    gain = torch.as_tensor(factor, dtype=torch.float64) if not isinstance(factor, Tensor) else factor.detach().double()
+    if dividing:
+        gain = 1 / gain
+    if not bool(torch.isfinite(gain).all()):
+        return Unbounded("scaling by a factor that is not finite")
+    copies = math.prod(node.shape) // max(1, math.prod(value.shape))
+    if copies > 1:
+        return Sum((up(sqrt_up(copies) * up(float(gain.abs().max()), 4)),))
+    return Diagonal(gain, 4 * UNIT if dividing else 0.0)
+
+
+@rule(aten.neg.default)
+def negation(node: Node) -> Operator:
+    return IDENTITY
+
+
+@rule(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.Tensor)
+def addition(node: Node) -> Operator:
+    """A sum of activations; a constant only moves the output. A smaller operand is copied as it is broadcast."""
+    given = node.arguments
+    alpha = given.get("alpha", 1)
+    weights = []
+    for name in ("self", "other"):
+        operand = given[name]
+        if isinstance(operand, Value):
+            copies = math.prod(node.shape) / max(1, math.prod(operand.shape))
+            scaled = abs(float(alpha)) if name == ("self" if "rsub" in node.op_name else "other") else 1.0
+            weight = sqrt_up(copies)
+            weights.append(weight if scaled == 1.0 else up(weight * scaled))
+    return IDENTITY if weights == [1.0] else Sum(tuple(weights))
+
+
+@rule(aten.cat.default)
+def concatenation(node: Node) -> Operator:
+    """Constants among the parts add nothing to differences."""
+    return Concatenation()
+
+
+@rule(aten.stack.default)
+def stacking(node: Node) -> Operator:
+    return Concatenation()
+
+
+def window_matrix(length: int, outputs: int, windows: list[tuple[int, int]], weights: list[float]) -> Tensor:
+    """One axis of an averaging: each output sums a window of the input, times its weight.
+
+    Shapes: (outputs, length) float64.
+    """
+    matrix = torch.zeros(outputs, length, dtype=torch.float64)
+    for row, ((low, high), weight) in enumerate(zip(windows, weights, strict=True)):
+        matrix[row, max(low, 0) : max(min(high, length), 0)] = weight
+    return matrix
+
+
+def most_copies(index: Tensor) -> int:
+    """How often the most used input appears among these indices."""
+    return int(torch.bincount(index.flatten()).max()) if index.numel() else 0
+
+
+def pad_indices(length: int, before: int, after: int, mode: str) -> Tensor:
+    """Which inputs stand at the positions of a padded axis."""
+    line = torch.arange(length, dtype=torch.float64)[None, None]
+    padded: Any = torch.nn.functional.pad(line, (before, after), mode=mode)
+    return padded[0, 0].round().long()
+
+
+@rule(aten.pad.default)
+def padding(node: Node) -> Operator:
+    """Zeros cost nothing; circular, reflect and replicate padding copy some inputs."""
+    mode, widths = node.arguments["mode"], list(node.arguments["pad"])
+    if mode == "constant":
+        return IDENTITY
+    shape = node.arguments["self"].shape
+    copies = 1
+    for axis in range(len(widths) // 2):
+        before, after = widths[2 * axis], widths[2 * axis + 1]
+        copies *= most_copies(pad_indices(shape[-1 - axis], before, after, mode))
+    return Indexing(copies)
+
+
+@rule(aten.constant_pad_nd.default)
+def constant_padding(node: Node) -> Operator:
+    return IDENTITY

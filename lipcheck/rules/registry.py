@@ -1,0 +1,39 @@
+"""The table of rules: which function says what operator an ATen call applies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lipcheck.graph import DependentError, Node
+from lipcheck.operators import Operator, Unbounded
+
+Rule = Callable[[Node], Operator]
+_RULES: dict[Callable[..., Any], Rule] = {}
+
+
+def rule(*ops: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of these overloads.
+
+    Errors: ValueError when one of them has a rule already.
+    """
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            if op in _RULES:
+                raise ValueError(f"{op} has a rule already: {_RULES[op].__module__}.{_RULES[op].__name__}")
+            _RULES[op] = function
+        return function
+
+    return register
+
+
+def operator_of(node: Node, rules: Mapping[Callable[..., Any], Rule]) -> Operator:
+    """What the node applies: its rule's answer, or Unbounded with the reason there is none."""
+    function = rules.get(node.op)
+    if function is None:
+        return Unbounded("no rule for this operation")
+    try:
+        return function(node)
+    except DependentError as error:
+        return Unbounded(f"its {error} depends on the input, so the operation multiplies two activations")

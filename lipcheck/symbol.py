@@ -1,0 +1,254 @@
+"""Any convolution as its matrix trigonometric polynomial, and the frequency grids on which its norm is decided.
+
+    F(w) = sum_q P_q exp(i <w, q>),    ||A|| <= max over the grid of ||F(w)||_2
+
+A stride folds the input's phases into columns, groups are a batch of symbols, an adjoint has the symbol's norm.
+A matrix is a symbol of degree zero. Sources: Gray 2006; Araujo et al., AAAI 2021; the embedding is a circulant one
+(Dietrich and Newsam 1997) with the phase that leaves it free.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+from lipcheck.operators import Convolution, Dense
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Symbol:
+    """One symbol per group, with P_q for every exponent q of the shared lattice.
+
+    Shapes: `coefficients` is (groups, exponents, rows, columns); `exponents` is (exponents, axes), integers >= 0.
+    Columns run over the used phases of the input, outermost, and its channels.
+    """
+
+    coefficients: Tensor
+    exponents: Tensor
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        return tuple(int(e) for e in self.exponents.amax(0) - self.exponents.amin(0))
+
+    @property
+    def side(self) -> int:
+        return min(self.coefficients.shape[2:])
+
+    @property
+    def wide(self) -> Symbol:
+        """The symbol or its transpose, whichever has no more rows than columns; both have the same norm."""
+        rows, columns = self.coefficients.shape[2:]
+        if rows <= columns:
+            return self
+        return Symbol(self.coefficients.transpose(2, 3), self.exponents)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Frequencies w = pi (2 j + half) / points for j = 0 ... points - 1, per axis.
+
+    `half` is 0 or 1 per axis: these two phases keep F(-w) = conj F(w) on the grid, so half of it suffices.
+    `share` is the part of the symbol's supremum that the grid is sure to see: 1 for an embedding, which needs no
+    correction, less where the grid is coarser than the embedding (Ehlich-Zeller).
+    """
+
+    points: tuple[int, ...]
+    half: tuple[int, ...]
+    share: float = 1.0
+
+    def indices(self) -> Tensor:
+        """One of each pair of frequencies +-w. Shapes: (frequencies, axes), the integers 2 j + half."""
+        axes = [range(h, 2 * m, 2) for m, h in zip(self.points, self.half, strict=True)]
+        index = torch.cartesian_prod(*(torch.tensor(list(axis)) for axis in axes)).reshape(-1, len(axes))
+        modulus = 2 * torch.tensor(self.points)
+        mirror = (-index) % modulus
+        # Lexicographic order of the index against that of its mirror image.
+        radix = torch.ones(len(axes), dtype=torch.long)
+        for axis in range(len(axes) - 1, 0, -1):
+            radix[axis - 1] = radix[axis] * modulus[axis]
+        return index[(index * radix).sum(1) <= (mirror * radix).sum(1)]
+
+    def neighbours(self, place: Tensor) -> list[int]:
+        """Positions in `indices` of the grid's points within half a step of a place, which is in half steps.
+
+        Shapes: place (axes,), integers modulo twice the points, of either phase.
+        """
+        index = self.indices()
+        modulus = 2 * torch.tensor(self.points)
+        found = []
+        for mirrored in (index, -index):
+            distance = (mirrored - place + 1) % modulus
+            found.append(((distance <= 2) | (modulus == 2)).all(1))
+        return torch.nonzero(found[0] | found[1]).flatten().tolist()
+
+    def phases(self, index: Tensor, lags: Tensor) -> tuple[Tensor, Tensor]:
+        """cos <w, q> and sin <w, q>, each entry off by less than rounding.PHASE_ERROR.
+
+        Shapes: index (frequencies, axes) and lags (lags, axes) integers; both results (frequencies, lags) float64.
+        """
+        wave = torch.ones((), dtype=torch.complex128)
+        for axis, m in enumerate(self.points):
+            turns = torch.outer(index[:, axis], lags[:, axis]) % (2 * m)
+            turns = torch.where(turns > m, turns - 2 * m, turns)
+            angle = turns.double() * math.pi / m
+            wave = wave * torch.complex(angle.cos(), angle.sin())
+        return wave.real.contiguous(), wave.imag.contiguous()
+
+    @property
+    def spread(self) -> str:
+        """The grid for people, such as 15x15."""
+        return "×".join(map(str, self.points))
+
+
+def matrix_symbol(matrix: Tensor) -> Symbol:
+    """A matrix, or a batch of them, as a symbol of degree zero. Shapes: (rows, columns) or (batch, rows, columns)."""
+    batch = matrix if matrix.dim() == 3 else matrix[None]
+    return Symbol(batch[:, None], torch.zeros(1, 1, dtype=torch.long))
+
+
+def trimmed(operator: Convolution) -> Convolution:
+    """The same map without the leading and trailing taps that only ever meet zero padding.
+
+    An axis with a single output has no use for its stride: one as long as the kernel's reach makes every tap a phase
+    of its own, so that the symbol is constant along that axis.
+    """
+    if operator.circular:
+        return operator
+    weight, offset = operator.weight, list(operator.offset)
+    for axis in range(operator.axes):
+        used = _used_taps(operator, axis)
+        weight = weight.narrow(axis + 2, used.start, len(used))
+        offset[axis] -= operator.dilation[axis] * used.start
+    if 0 in weight.shape:
+        weight = weight.new_zeros(*weight.shape[:2], *(1,) * operator.axes)
+    short = replace(operator, weight=weight, offset=tuple(offset))
+    stride = (r if n == 1 else s for s, r, n in zip(short.stride, short.reach, short.output_size, strict=True))
+    return replace(short, stride=tuple(stride))
+
+
+def convolution_symbol(operator: Convolution) -> Symbol:
+    """The symbol of a convolution on the frequencies of its strided input.
+
+    Source: maths, section 1: tap k reads position d k = s q + a, phase a of the input, q strides further on.
+    """
+    groups = operator.groups
+    outputs, inputs = operator.weight.shape[0] // groups, operator.weight.shape[1]
+    weight = operator.weight.reshape(groups, outputs, inputs, *operator.kernel)
+    taps_at: dict[tuple[int, ...], dict[tuple[int, ...], tuple[int, ...]]] = {}
+    phases: dict[tuple[int, ...], None] = {}
+    for tap in itertools.product(*map(range, operator.kernel)):
+        split = [divmod(d * k, s) for d, k, s in zip(operator.dilation, tap, operator.stride, strict=True)]
+        exponent, phase = tuple(q for q, _ in split), tuple(a for _, a in split)
+        taps_at.setdefault(exponent, {})[phase] = tap
+        phases[phase] = None
+    nothing = weight.new_zeros(groups, outputs, inputs)
+    blocks = [
+        torch.cat([weight[(..., *at[phase])] if phase in at else nothing for phase in phases], dim=2)
+        for at in taps_at.values()
+    ]
+    return Symbol(torch.stack(blocks, dim=1), torch.tensor(list(taps_at)))
+
+
+def _used_taps(operator: Convolution, axis: int) -> range:
+    """From the first to the last tap that reads the input at some output, empty if none does."""
+    kernel, n = operator.kernel[axis], operator.input_size[axis]
+    s, d, p = operator.stride[axis], operator.dilation[axis], operator.offset[axis]
+    touching = [
+        k
+        for k in range(kernel)
+        if any(0 <= s * i + d * k - p < n for i in _window(s, d * k - p, operator.output_size[axis]))
+    ]
+    return range(touching[0], touching[-1] + 1) if touching else range(0)
+
+
+def _window(stride: int, shift: int, outputs: int) -> range:
+    """The first outputs i at which stride i + shift is not negative."""
+    low = max(0, -(shift // stride))
+    return range(low, min(outputs, low + 1))
+
+
+def embedding_points(operator: Convolution) -> tuple[int, ...]:
+    """The fewest points per axis with which a circular convolution has this one as a corner.
+
+    Source: maths, section 2: m s >= n + p and m s >= s (n' - 1) + d (K - 1) + 1 - p, so that what wraps meets no input.
+    """
+    if operator.circular:
+        return operator.output_size
+    points = []
+    for n, s, p, reach in zip(operator.input_size, operator.stride, operator.offset, operator.reach, strict=True):
+        read = min(n, reach - p)
+        points.append(max(1, -(-max(read + max(p, 0), reach - p) // s)))
+    return tuple(points)
+
+
+def grids(operator: Convolution, symbol: Symbol, tolerance: float) -> list[Grid]:
+    """The grids worth trying: each bounds the operator, and the engine certifies the one that promises least.
+
+    An axis of degree zero needs one point. Where the embedding is longer than a corrected grid that loses no more
+    than `tolerance`, the shorter one is taken. A circular convolution has exactly one grid.
+    """
+    embedding = embedding_points(operator)
+    degrees = symbol.degrees
+    points, corrected = list(embedding), [0] * len(degrees)
+    loss = tolerance / (4 * len(degrees))
+    for axis, degree in enumerate(degrees):
+        if degree == 0:
+            points[axis] = 1
+        elif not operator.circular:
+            enough = math.ceil(degree * math.pi / (2 * math.acos(1 - loss))) + 1
+            if enough < points[axis]:
+                points[axis], corrected[axis] = enough, degree
+    if operator.circular:
+        return [Grid(tuple(points), (0,) * len(points))]
+    share = rounding.grid_ripple(tuple(corrected), tuple(points))
+    free = [(0, 1) if m > 1 else (0,) for m in points]
+    return [Grid(tuple(points), half, share) for half in itertools.product(*free)]
+
+
+def as_matrix(operator: Convolution) -> Tensor:
+    """The finite operator's matrix, one per group. Shapes: (groups, outputs * n', inputs * n), the weight's dtype."""
+    groups, axes = operator.groups, operator.axes
+    outputs, inputs = operator.weight.shape[0] // groups, operator.weight.shape[1]
+    shape = (groups, outputs, *operator.output_size, inputs, *operator.input_size)
+    matrix = operator.weight.new_zeros(shape)
+    weight = operator.weight.reshape(groups, outputs, inputs, *operator.kernel)
+    for tap in itertools.product(*(range(k) for k in operator.kernel)):
+        pairs = []
+        for axis, k in enumerate(tap):
+            i = torch.arange(operator.output_size[axis])
+            j = operator.stride[axis] * i + operator.dilation[axis] * k - operator.offset[axis]
+            n = operator.input_size[axis]
+            inside = torch.ones_like(j, dtype=torch.bool) if operator.circular else (j >= 0) & (j < n)
+            pairs.append((i[inside], j[inside] % n))
+        if not all(len(i) for i, _ in pairs):
+            continue
+        rows = [pairs[a][0].reshape([-1 if b == a else 1 for b in range(axes)]) for a in range(axes)]
+        columns = [pairs[a][1].reshape([-1 if b == a else 1 for b in range(axes)]) for a in range(axes)]
+        block = weight[(..., *tap)].reshape(groups, outputs, inputs)
+        spread = [1] * axes
+        # Advanced indices in the middle and at the end: their joint shape comes first.
+        where = (slice(None), slice(None), *rows, slice(None), *columns)
+        target = matrix[where]
+        matrix[where] = target + block.reshape(*spread, groups, outputs, inputs)
+    return matrix.reshape(groups, outputs * math.prod(operator.output_size), inputs * math.prod(operator.input_size))
+
+
+def matrix_entries(operator: Convolution) -> int:
+    """How many numbers `as_matrix` would hold."""
+    return operator.groups * math.prod(matrix_sides(operator))
+
+
+def matrix_sides(operator: Convolution) -> tuple[int, int]:
+    """Rows and columns of each group's matrix in `as_matrix`."""
+    outputs, inputs = operator.weight.shape[0] // operator.groups, operator.weight.shape[1]
+    return outputs * math.prod(operator.output_size), inputs * math.prod(operator.input_size)
+
+
+def dense_symbol(operator: Dense) -> Symbol:
+    """A matrix as a symbol of degree zero."""
+    return matrix_symbol(operator.matrix)
