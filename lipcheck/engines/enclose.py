@@ -188,7 +188,7 @@ def _attained_by_convolution(
     scaled = replace(operator, weight=scaled_by_power(operator.weight, -exponent))
     search = replace(scaled, weight=scaled.weight.float().to(settings.device))
     first = search.adjoint(start.to(settings.device))
-    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=24, accuracy=settings.tolerance / 10)
+    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=40, accuracy=settings.tolerance / 50)
     terms = operator.weight[0].numel()
     lower = lanczos.attained(
         scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent)

@@ -6,7 +6,8 @@ far it can be off. `proves` is the only function that turns a computation into a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,23 +24,31 @@ _ROWS = 1024
 class GramFamily:
     """R(w) for a batch of symbols with one lattice of exponents, scaled by 2^-exponent each.
 
-    Shapes: with I items (a layer's group each), L lags, r rows: `even` and `odd` are (I, L, r * r), the symmetric and the
-    antisymmetric part of the autocorrelation at each lag; None where R is formed from `coefficients` instead,
-    (I, Q, r, c). `magnitude` (I,) bounds ||sum_q |P_q||| after the scaling; `lags` is (L, axes).
+    Shapes: with I items (a layer's group each), L lags, r rows: `table` is (I, 2 L, 2 r * r), whose rows hold the symmetric
+    part of each lag's autocorrelation in the places of the real parts, then the antisymmetric ones in those of the
+    imaginary parts, so that one product with cosines and sines gives R; (I, 1, r * r) for a single lag. None where R is
+    formed from `coefficients` instead, (I, Q, r, c). `magnitude` (I,) bounds ||sum_q |P_q||| after the scaling; `lags` is
+    (L, axes).
     """
 
     coefficients: Tensor | None
-    even: Tensor | None
-    odd: Tensor | None
+    table: Tensor | None
     lags: Tensor
     exponent: Tensor  # (I,) integers: true weights are 2^exponent times the scaled ones
     magnitude: Tensor
     rows: int
     error: float  # entrywise error of R relative to B B^T
+    _tables: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
         return len(self.exponent)
+
+    @property
+    def device(self) -> torch.device:
+        held = self.coefficients if self.table is None else self.table
+        assert held is not None
+        return held.device
 
     @property
     def real(self) -> bool:
@@ -54,19 +63,23 @@ class GramFamily:
         """R(w) for pairs of an item and a frequency. Shapes: item (n,), index (n, axes); result (n, r, r)."""
         if self.coefficients is not None:
             return self._direct(item, grid, index, dtype)
-        assert self.even is not None and self.odd is not None
-        n, r, device = len(item), self.rows, self.even.device
+        assert self.table is not None
+        n, r, table = len(item), self.rows, self._table_in(dtype)
         if self.real:
-            return self.even[item, 0].reshape(n, r, r).to(dtype)
-        cosine, sine = (p.to(device, dtype) for p in grid.phases(index, self.lags))
-        complex_type = torch.complex128 if dtype == torch.float64 else torch.complex64
-        result = torch.empty(n, r * r, dtype=complex_type, device=device)
-        for one in item.unique(sorted=True).tolist():
-            where = item == one
-            where = slice(None) if bool(where.all()) else where
-            parts = [phase[where] @ lag[one].to(dtype) for phase, lag in ((cosine, self.even), (sine, self.odd))]
-            result[where] = torch.complex(*parts)
-        return result.reshape(n, r, r)
+            return table[item, 0].reshape(n, r, r)
+        waves = torch.cat(grid.phases(index, self.lags), dim=1).to(table)
+        result = torch.empty(n, r * r, 2, dtype=dtype, device=self.device)
+        # Pairs come in the order of their items: one product for each run of the same item.
+        ends = [0, *(torch.nonzero(item[1:] != item[:-1]).flatten() + 1).tolist(), n]
+        for low, high in itertools.pairwise(ends):
+            torch.mm(waves[low:high], table[int(item[low])], out=result[low:high].view(high - low, -1))
+        return torch.view_as_complex(result).reshape(n, r, r)
+
+    def _table_in(self, dtype: torch.dtype) -> Tensor:
+        assert self.table is not None
+        if dtype not in self._tables:
+            self._tables[dtype] = self.table.to(dtype)
+        return self._tables[dtype]
 
     def _direct(self, item: Tensor, grid: Grid, index: Tensor, dtype: torch.dtype) -> Tensor:
         """F F* with F summed at each frequency; `lags` are the exponents then."""
@@ -94,16 +107,17 @@ def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device) -
     products = sum(len(p) for p in pairs)
     if len(lags) > 1 and 2 * products > 8 * frequencies:
         scaled = torch.stack([scaled_by_power(one, -int(e)) for one, e in zip(stacked, exponent, strict=True)])
-        return GramFamily(scaled, None, None, exponents, exponent, magnitude, r, error)
-    even = torch.empty(items, len(lags), r * r, dtype=torch.float64, device=device)
-    odd = torch.zeros_like(even) if len(lags) > 1 else even
+        return GramFamily(scaled, None, exponents, exponent, magnitude, r, error)
+    single = len(lags) == 1
+    shape = (items, 1, r * r) if single else (items, 2 * len(lags), 2 * r * r)
+    table = torch.zeros(shape, dtype=torch.float64, device=device)
     for one in range(items):
         correlations = _correlations(stacked[one], pairs, int(exponent[one]))
-        even[one, 0] = correlations[0].flatten()
+        table[one, 0, :: 1 if single else 2] = correlations[0].flatten()
         for lag, correlation in enumerate(correlations[1:], start=1):
-            even[one, lag] = (correlation + correlation.T).flatten()
-            odd[one, lag] = (correlation - correlation.T).flatten()
-    return GramFamily(None, even, odd, lags, exponent, magnitude, r, error)
+            table[one, lag, ::2] = (correlation + correlation.T).flatten()
+            table[one, len(lags) + lag, 1::2] = (correlation - correlation.T).flatten()
+    return GramFamily(None, table, lags, exponent, magnitude, r, error)
 
 
 def _exponents(stacked: Tensor) -> Tensor:
@@ -179,15 +193,14 @@ def proves(matrices: Tensor, mu: Tensor, magnitude: Tensor, error: float) -> Ten
     ||F||^2 <= mu^2, where s covers E, the rounding of the factorisation (`rounding.cholesky_shift`) and that of
     the diagonal. Where the Frobenius norm of R is below mu^2 already, no factorisation is needed.
 
-    Shapes: matrices (n, r, r) with R's lower triangles; mu and magnitude (n,); result (n,) of bool.
+    Shapes: matrices (n, r, r), overwritten; mu and magnitude (n,); result (n,) of bool.
     Source: Rump 2006; maths, section 4.
     """
     r, device = matrices.shape[-1], matrices.device
     mu, magnitude = mu.to(device), magnitude.to(device)
     budget = mu.square() * (1 - 8 * rounding.UNIT)
     blur = error * magnitude.square() * (1 + 8 * rounding.UNIT) + rounding.UNDERFLOW
-    frobenius = torch.linalg.vector_norm(matrices, dim=(1, 2)) * (1 + rounding.gamma(4 * r * r + 16))
-    proved = frobenius + blur <= budget
+    proved = _small_frobenius(matrices, budget - blur)
     rest = torch.nonzero(~proved).flatten()
     if len(rest) == 0:
         return proved
@@ -197,13 +210,31 @@ def proves(matrices: Tensor, mu: Tensor, magnitude: Tensor, error: float) -> Ten
     shift = (budget * relative + blur)[rest] * (1 + 1e-6)
     diagonal = (budget[rest] - shift)[:, None] * torch.ones(r, dtype=torch.float64, device=device)
     if trusted:
-        shifted = -matrices[rest] if len(rest) < len(matrices) else matrices.neg()
+        shifted = (matrices[rest] if len(rest) < len(matrices) else matrices).neg_()
         shifted.diagonal(dim1=1, dim2=2).add_(diagonal)
         _, info = torch.linalg.cholesky_ex(shifted)
         proved[rest] = info == 0
     else:
         proved[rest] = _proved_by_residual(matrices[rest], diagonal, 4 * reserve * budget[rest])
     return proved
+
+
+def _small_frobenius(matrices: Tensor, budget: Tensor) -> Tensor:
+    """Where ||R||_F is surely below the budget. A few matrices tell whether it is worth computing for all.
+
+    Shapes: matrices (n, r, r); budget (n,); result (n,) of bool.
+    """
+    n, r = matrices.shape[:2]
+    few = torch.linspace(0, n - 1, min(n, 4), device=matrices.device).long()
+    certain = 1 + rounding.gamma(4 * r * r + 16)
+
+    def norms(some: Tensor) -> Tensor:
+        parts = torch.view_as_real(some) if some.is_complex() else some
+        return torch.linalg.vector_norm(parts.reshape(len(some), -1), dim=1) * certain
+
+    if n > 4 and bool((norms(matrices[few]) > budget[few]).all()):
+        return torch.zeros(n, dtype=torch.bool, device=matrices.device)
+    return norms(matrices) <= budget
 
 
 def _proved_by_residual(matrices: Tensor, diagonal: Tensor, reserve: Tensor) -> Tensor:
