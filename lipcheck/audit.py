@@ -17,6 +17,10 @@ from lipcheck.report import LayerReport, UnsupportedOperation
 from lipcheck.simplify import Step, uniform_gain
 
 
+# The sampled Jacobians' work, as a guessed share of the bounds'.
+_BESIDE = 0.4
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerAudit:
     """What is known of the layers and, in natural logs, of the network."""
@@ -34,12 +38,16 @@ def audit_layers(
     settings: Settings,
     stage: Callable[[str, float | None], None],
     advance: Callable[[float], None],
+    beside: Callable[[], None],
 ) -> LayerAudit:
-    """Bounds of all linear steps, by themselves and merged, and the two compositions of the network."""
+    """Bounds of all linear steps, by themselves and merged, and the two compositions of the network.
+
+    `beside` is another task that shares the processor with the bounds.
+    """
     bounds = _Bounds(settings)
     work = bounds.plan(steps)
-    stage("bounding the layers", work)
-    bounds.run(advance)
+    stage("bounding the layers", work * (1 + _BESIDE))
+    bounds.run(advance, [(work * _BESIDE, beside)])
     stage("composing the network", None)
     whole = _composition(graph, steps, bounds, merged=True)
     plain = _composition(graph, steps, bounds, merged=False)
@@ -77,9 +85,9 @@ class _Bounds:
                     self.planned.setdefault(_key(merged), merged)
         return sum(cost(operator) for operator in self.planned.values())
 
-    def run(self, advance: Callable[[float], None]) -> None:
+    def run(self, advance: Callable[[float], None], beside: Sequence[tuple[float, Callable[[], None]]]) -> None:
         keys = list(self.planned)
-        bounds = enclose([self.planned[key] for key in keys], self.settings, advance)
+        bounds = enclose([self.planned[key] for key in keys], self.settings, advance, beside)
         self.found = dict(zip(keys, bounds, strict=True))
         for key, (own, gain, uncertainty) in self.scaled.items():
             self.found[key] = _times(self.found[own], gain, uncertainty)

@@ -11,7 +11,7 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,10 +32,13 @@ _PREFERRED_OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 _UNFAITHFUL = 1e-3
 
 
-def capture(module: nn.Module, example: Tensor, *, keyword: str = "") -> tuple[Graph, float]:
+def capture(
+    module: nn.Module, example: Tensor, *, keyword: str = "", known: Collection[Any] = ()
+) -> tuple[Graph, float]:
     """The module's graph at this input, and how far it is from the module on that input.
 
-    The module is in evaluation mode and left as it was found.
+    The module is in evaluation mode and left as it was found. `known` are the operations that have rules: a graph that
+    has no others is read as it was exported, which is quicker than to make it functional first.
     Shapes: example has the batch axis. Units: the difference is relative to the output's largest entry.
     Errors: InputSizeError when the module does not take the input; CaptureError when it cannot be exported, has
             shapes that depend on values, or its capture computes something else.
@@ -44,7 +47,9 @@ def capture(module: nn.Module, example: Tensor, *, keyword: str = "") -> tuple[G
     expected = _run_eagerly(module, args, kwargs)
     with _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+            program = torch.export.export(module, args, kwargs, strict=False)
+            if not _readable(program.graph, known):
+                program = program.run_decompositions({})
             captured = program.module()(*args, **kwargs)
         except Exception as error:
             raise CaptureError(
@@ -71,6 +76,45 @@ def _run_eagerly(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, 
                 f"{type(module).__name__} does not take an input of {shape}: {_first_line(error)}; "
                 "give the size it needs, such as --input 3x224x224"
             ) from error
+
+
+def _readable(graph: torch.fx.Graph, known: Collection[Any]) -> bool:
+    """Whether an exported graph can be read as it stands: known operations, and no write that another node sees.
+
+    relu_(x) is relu(x) where nothing else reads x, x is no input or weight, and x is no view of something else.
+    """
+    calls = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    return all(
+        node.op == "call_function"
+        and (node.target is operator.getitem or hasattr(node.target, "_schema"))
+        and functional(node.target) in known
+        and (not _writes(node.target) or _harmless(node))
+        for node in calls
+    )
+
+
+def _writes(target: Any) -> bool:
+    return hasattr(target, "_schema") and bool(target._schema.is_mutable)
+
+
+def _harmless(node: torch.fx.Node) -> bool:
+    written = node.args[0]
+    if not isinstance(written, torch.fx.Node) or written.op != "call_function" or len(written.users) != 1:
+        return False
+    returns = getattr(written.target, "_schema", None)
+    if returns is None:
+        return False
+    aliases = any(result.alias_info is not None for result in returns.returns)
+    return not aliases or (_writes(written.target) and _harmless(written))
+
+
+def functional(target: Any) -> Any:
+    """The operation that returns what an in-place one writes; every other operation is itself."""
+    name = str(target)
+    if not _writes(target) or not name.startswith("aten."):
+        return target
+    _, packet, overload = name.split(".")
+    return getattr(getattr(aten, packet.removesuffix("_"), None), overload, target)
 
 
 def _output_names(outputs: Any) -> list[str]:
@@ -156,7 +200,7 @@ class _Reader:
             return
         shape = _static_shape(node.meta.get("val"), node.name)
         self.values[node.name] = Value(node.name, shape)
-        self.nodes.append(Node(node.name, node.target, self._layer(node), arguments, shape))
+        self.nodes.append(Node(node.name, functional(node.target), self._layer(node), arguments, shape))
 
     def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
         """All arguments by schema name, defaults filled in."""

@@ -65,19 +65,21 @@ def check(
         loaded = _loaded(model, example, weights, seed, input_size)
         with _evaluation(loaded.module):
             clock.stage("capturing the graph")
-            graph, difference = capture(loaded.module, loaded.example, keyword=loaded.keyword)
+            graph, difference = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=rules)
             steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])
-            audit = audit_layers(graph, steps, settings, clock.stage, display.advance)
-            clock.stage("sampling Jacobians", total=samples)
-            lower = sampled_norm(
-                loaded.module, loaded.example, keyword=loaded.keyword, samples=samples, seed=seed,
-                advance=display.advance,
-            )  # fmt: skip
+            sampled = [0.0]
+
+            def sample() -> None:
+                sampled[0] = sampled_norm(
+                    loaded.module, loaded.example, keyword=loaded.keyword, samples=samples, seed=seed
+                )
+
+            audit = audit_layers(graph, steps, settings, clock.stage, display.advance, sample)
         clock.stop()
         return Report(
             model=_summary(loaded, graph.output_name),
             layers=audit.layers,
-            network=_network(audit, lower, samples),
+            network=_network(audit, sampled[0], samples),
             unsupported=audit.unsupported,
             run=RunSummary(
                 device=str(settings.device),

@@ -18,7 +18,7 @@ from lipcheck.engines.search import top_eigenpairs
 from lipcheck.symbol import Grid, Symbol
 
 # Frequencies at which a first guess is made, before all of them are proved.
-_GUESSES = 96
+_GUESSES = 64
 _WARM = 24 << 20
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import singledispatch
 
@@ -51,19 +53,54 @@ def enclose(
     operators: Sequence[Operator],
     settings: Settings = DEFAULT_SETTINGS,
     advance: Callable[[float], None] = lambda work: None,
+    beside: Sequence[tuple[float, Callable[[], None]]] = (),
 ) -> list[Bound]:
-    """[lower, upper] of every operator's spectral norm, in order; equal shapes are certified together.
+    """[lower, upper] of every operator's spectral norm, in order.
 
-    `advance` is told of each finished operator's `cost`.
+    `advance` is told of each finished operator's `cost`. `beside` are other tasks, each with its cost on the same
+    scale, that are run in the same pool of threads.
     Errors: TypeError for an operator without a norm.
     """
-    return [_advanced(operator, settings, advance) for operator in operators]
+    workers = torch.get_num_threads() if settings.device.type == "cpu" else 1
+    bounds: dict[int, Bound] = {}
+
+    def bounding(i: int) -> Callable[[Settings], None]:
+        def task(own: Settings) -> None:
+            bounds[i] = spectral_norm(operators[i], own)
+
+        return task
+
+    tasks = [(cost(operator), bounding(i)) for i, operator in enumerate(operators)]
+    tasks += [(work, lambda own, call=call: call()) for work, call in beside]
+    tasks.sort(key=lambda task: -task[0])
+    share = sum(work for work, _ in tasks) / workers
+    # A task that outweighs a worker's whole share has all threads to itself; the others have one thread each, which
+    # wastes none and makes their results independent of the number of threads.
+    alone = [task for task in tasks if workers == 1 or task[0] > share]
+    for work, call in alone:
+        call(settings)
+        advance(work)
+    each = replace(settings, memory=settings.memory // workers)
+
+    def run(task: tuple[float, Callable[[Settings], None]]) -> None:
+        task[1](each)
+        advance(task[0])
+
+    if len(alone) < len(tasks):
+        with _single_threaded(), ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(run, tasks[len(alone) :]):
+                pass
+    return [bounds[i] for i in range(len(operators))]
 
 
-def _advanced(operator: Operator, settings: Settings, advance: Callable[[float], None]) -> Bound:
-    bound = spectral_norm(operator, settings)
-    advance(cost(operator))
-    return bound
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cost(operator: Operator) -> float:
@@ -188,7 +225,7 @@ def _attained_by_convolution(
     scaled = replace(operator, weight=scaled_by_power(operator.weight, -exponent))
     search = replace(scaled, weight=scaled.weight.float().to(settings.device))
     first = search.adjoint(start.to(settings.device))
-    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=40, accuracy=settings.tolerance / 50)
+    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=24, accuracy=settings.tolerance / 20)
     terms = operator.weight[0].numel()
     lower = lanczos.attained(
         scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent)

@@ -28,40 +28,36 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
     Shapes: `start` is an input; so is the result. Source: Golub-Kahan with full reorthogonalisation.
     """
     right = start / torch.linalg.vector_norm(start).clamp_min(1e-30)
-    rights: list[Tensor] = []
-    lefts: list[Tensor] = []
+    rights = start.new_zeros(steps, start.numel())
+    lefts: Tensor | None = None
     diagonal: list[float] = []
     above: list[float] = []
     estimates = [0.0]
-    left: Tensor | None = None
-    for _ in range(steps):
-        rights.append(right)
+    for step in range(steps):
         image = forward(right)
-        image = _orthogonal(image if left is None else image - above[-1] * left, lefts)
+        if lefts is None:
+            lefts = image.new_zeros(steps, image.numel())
+        image = _orthogonal(image, lefts[:step])
         alpha = float(torch.linalg.vector_norm(image))
-        if alpha <= 1e-12 * max(estimates):
-            rights.pop()
-            above = above[: max(0, len(rights) - 1)]
+        if not 1e-12 * max(estimates) < alpha < math.inf:
             break
+        rights[step] = right.flatten()
         left = image / alpha
-        lefts.append(left)
+        lefts[step] = left.flatten()
         diagonal.append(alpha)
         estimates.append(float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above), 2)))
         if len(estimates) > 3 and estimates[-1] - estimates[-3] <= accuracy * estimates[-1]:
             break
-        back = _orthogonal(adjoint(left) - alpha * right, rights)
+        back = _orthogonal(adjoint(left), rights[: step + 1])
         beta = float(torch.linalg.vector_norm(back))
-        if beta <= 1e-6 * estimates[-1]:
+        if not 1e-6 * estimates[-1] < beta < math.inf:
             break
         above.append(beta)
         right = back / beta
     if not diagonal:
         return start
     weights = torch.linalg.svd(_bidiagonal(diagonal, above))[2][0]
-    result = torch.zeros_like(start)
-    for weight, vector in zip(weights.tolist(), rights, strict=False):
-        result += weight * vector
-    return result
+    return (weights.to(rights) @ rights[: len(diagonal)]).reshape(start.shape)
 
 
 def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
@@ -72,11 +68,10 @@ def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
     return matrix
 
 
-def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """Gram-Schmidt against the last few basis vectors; a restart-free run of some dozen steps needs no more."""
-    for known in basis:
-        vector = vector - torch.sum(vector * known) * known
-    return vector
+def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
+    """Classical Gram-Schmidt against all basis vectors. Shapes: basis (known, entries), of orthonormal rows."""
+    flat = vector.flatten()
+    return (flat - (basis @ flat) @ basis).reshape(vector.shape)
 
 
 def attained(forward: Map, x: Tensor, *, terms: int, magnitude: float) -> float:
