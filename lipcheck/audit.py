@@ -16,7 +16,7 @@ from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Linear, O
 from lipcheck.report import LayerReport, UnsupportedOperation
 from lipcheck.simplify import Step, uniform_gain
 
-
+Weighted = (Convolution, Dense)
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
 
@@ -78,8 +78,8 @@ class _Bounds:
                 self.planned.setdefault(_key(own), own)
             merged = step.merged
             if isinstance(merged, Linear) and merged is not own:
-                gain = uniform_gain(own, merged) if _weighted(own) and _weighted(merged) else None
-                if gain is not None:
+                gain = uniform_gain(own, merged) if isinstance(own, Weighted) and isinstance(merged, Weighted) else None
+                if gain is not None and isinstance(merged, Weighted):
                     self.scaled[_key(merged)] = (_key(own), abs(gain), merged.uncertainty)
                 else:
                     self.planned.setdefault(_key(merged), merged)
@@ -94,10 +94,6 @@ class _Bounds:
 
     def of(self, operator: Operator) -> Bound:
         return self.found[_key(operator)]
-
-
-def _weighted(operator: Operator) -> bool:
-    return isinstance(operator, Convolution | Dense)
 
 
 def _times(bound: Bound, gain: float, uncertainty: float) -> Bound:
@@ -224,7 +220,9 @@ def _channels(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int
 def _window(arguments: Any, name: str, axes: int) -> tuple[int, ...]:
     given = arguments.get(name)
     if given is None or given == []:
-        return () if name == "kernel_size" or "kernel_size" not in arguments else _window(arguments, "kernel_size", axes)
+        return (
+            () if name == "kernel_size" or "kernel_size" not in arguments else _window(arguments, "kernel_size", axes)
+        )
     values = (given,) if isinstance(given, int) else tuple(given)
     return values * axes if len(values) == 1 else values
 
@@ -260,5 +258,6 @@ def _reason(unsupported: Sequence[UnsupportedOperation]) -> str:
         return "a layer's bound is infinite"
     count = sum(len(group.layers) for group in unsupported)
     first = unsupported[0]
-    places = f" in {first.layers[0]}" if first.layers[0] else ""
-    return f"{count} operation{'s' if count > 1 else ''} without a finite bound, the first {first.op}{places}: {first.reason}"
+    place = f" in {first.layers[0]}" if first.layers[0] else ""
+    plural = "s" if count > 1 else ""
+    return f"{count} operation{plural} without a finite bound, the first {first.op}{place}: {first.reason}"

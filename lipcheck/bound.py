@@ -24,7 +24,6 @@ class Bound:
     kind: Kind = "certified"
 
     def __post_init__(self) -> None:
-        assert not math.isnan(self.lower) and not math.isnan(self.upper), "a bound is never nan"
         assert 0 <= self.lower <= self.upper, f"not an enclosure: [{self.lower}, {self.upper}]"
 
     @property

@@ -97,15 +97,25 @@ def _writes(target: Any) -> bool:
     return hasattr(target, "_schema") and bool(target._schema.is_mutable)
 
 
+# These return fresh memory, whatever their arguments: dropout or einsum may hand their input on.
+_FRESH = frozenset(
+    (
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"),
+        *("batch_norm", "layer_norm", "group_norm", "add", "sub", "mul", "div", "cat"),
+        *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"),
+    )
+)
+
+
 def _harmless(node: torch.fx.Node) -> bool:
+    """Whether what an in-place node writes is read by nobody else: fresh memory with a single user."""
     written = node.args[0]
     if not isinstance(written, torch.fx.Node) or written.op != "call_function" or len(written.users) != 1:
         return False
-    returns = getattr(written.target, "_schema", None)
-    if returns is None:
-        return False
-    aliases = any(result.alias_info is not None for result in returns.returns)
-    return not aliases or (_writes(written.target) and _harmless(written))
+    if _writes(written.target):
+        return _harmless(written)
+    name = str(written.target).split(".")
+    return name[0] == "aten" and name[1] in _FRESH
 
 
 def functional(target: Any) -> Any:
@@ -174,7 +184,7 @@ class _Reader:
                     shape = _static_shape(node.meta.get("val"), node.name)
                     if source is not None:
                         raise CaptureError(f"the captured graph has a second input, {node.name}; one is expected")
-                    source = self.values[node.name] = Value(node.name, shape)
+                    source = self.values[node.name] = Value(node.name, shape, _dtype(node.meta.get("val")))
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -185,9 +195,10 @@ class _Reader:
         return Graph(source, tuple(self.nodes), result, output_name)
 
     def _result(self, node: torch.fx.Node, output: int) -> str:
-        specs = [s for s in self.program.graph_signature.output_specs]
+        specs = self.program.graph_signature.output_specs
         user = [i for i, s in enumerate(specs) if s.kind.name == "USER_OUTPUT"]
-        chosen = node.args[0][user[output]]
+        results: Any = node.args[0]
+        chosen = results[user[output]]
         if not isinstance(chosen, torch.fx.Node) or chosen.name not in self.values:
             return ""  # the output does not depend on the input
         return str(chosen.name)
@@ -199,7 +210,7 @@ class _Reader:
             self.known[node.name] = self._evaluate(node)
             return
         shape = _static_shape(node.meta.get("val"), node.name)
-        self.values[node.name] = Value(node.name, shape)
+        self.values[node.name] = Value(node.name, shape, _dtype(node.meta.get("val")))
         self.nodes.append(Node(node.name, functional(node.target), self._layer(node), arguments, shape))
 
     def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
@@ -231,12 +242,13 @@ class _Reader:
     def _evaluate(self, node: torch.fx.Node) -> Any:
         def real(argument: Any) -> Any:
             found = self._argument(argument)
-            return torch.zeros(found.shape) if isinstance(found, Value) else found
+            return torch.zeros(found.shape, dtype=found.dtype) if isinstance(found, Value) else found
 
         args = torch.fx.node.map_arg(node.args, real)
         kwargs = torch.fx.node.map_arg(node.kwargs, real)
+        target: Any = node.target
         with torch.no_grad():
-            return node.target(*args, **kwargs)
+            return target(*args, **kwargs)
 
     def _layer(self, node: torch.fx.Node) -> str:
         """The owner of the weight where there is one, else the module that made the call."""
@@ -256,6 +268,11 @@ def _static_shape(value: Any, name: str) -> tuple[int, ...]:
     if not all(type(n) is int for n in first.shape):
         raise CaptureError(f"{name} has a shape that depends on values; audit a part that has none")
     return tuple(first.shape)
+
+
+def _dtype(value: Any) -> torch.dtype:
+    tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return tensors[0].dtype if tensors else torch.float32
 
 
 def _first_line(error: BaseException) -> str:

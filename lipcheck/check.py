@@ -134,7 +134,9 @@ def _example(module: nn.Module, example: Tensor | None, input_size: tuple[int, .
     """The given input, or a random one of the size that is known."""
     if example is not None:
         if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 2:
-            raise InputSizeError("example must be a floating-point tensor with a batch axis, such as torch.randn(1, 3, 224, 224)")
+            raise InputSizeError(
+                "example must be a floating-point tensor with a batch axis, such as torch.randn(1, 3, 224, 224)"
+            )
         if example.shape[0] != 1:
             raise InputSizeError(f"example has a batch of {example.shape[0]}; give one input, such as example[:1]")
         return example.detach()

@@ -90,14 +90,14 @@ class Convolution(Linear):
         else:
             x, padding = self._padded(x), (0,) * self.axes
         y = self._CONVOLUTIONS[self.axes - 1](x, weight, None, self.stride, padding, self.dilation, self.groups)
-        return y[(..., *(slice(n) for n in self.output_size))]
+        for axis, n in enumerate(self.output_size, start=2):
+            y = y.narrow(axis, 0, n)
+        return y
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A* y in the dtype of y. Shapes: y is (batch, outputs, *output_size)."""
         weight = self.weight.to(y)
-        missing = tuple(
-            n - (r - 2 * p) for n, r, p in zip(self.input_size, self.reach, self.offset, strict=True)
-        )
+        missing = tuple(n - (r - 2 * p) for n, r, p in zip(self.input_size, self.reach, self.offset, strict=True))
         adjoint = self._ADJOINTS[self.axes - 1]
         if not self.circular and all(
             p >= 0 and 0 <= e < max(s, d)

@@ -135,8 +135,11 @@ def log_sum_up(*logs: float) -> float:
     if total == 1.0 and sum(value > -math.inf for value in logs) == 1:
         return top
     total *= 1 + (8 + len(logs)) * UNIT
-    return top + math.log(total) + _log_slop(top, math.log(total)) + 4 * UNIT * sum(
-        min(abs(value - top), 745.0) for value in logs if value > -math.inf
+    return (
+        top
+        + math.log(total)
+        + _log_slop(top, math.log(total))
+        + 4 * UNIT * sum(min(abs(value - top), 745.0) for value in logs if value > -math.inf)
     )
 
 
@@ -155,8 +158,8 @@ def cholesky_shift(order: int, *, complex_valued: bool) -> float:
     """Shift, relative to the trace, that turns a completed Cholesky factorisation into a proof.
 
     If the factorisation of a Hermitian A of this order runs to completion in float64, the computed factor obeys
-    |A - L L*|_ij <= g sqrt(a_ii a_jj) / (1 - g), so lambda_min(A) >= -g / (1 - g) trace(A), with g = gamma(c + 1) for real
-    matrices. Complex products and sums cost at most four real errors each, hence gamma(4 (c + 4)) there.
+    |A - L L*|_ij <= g sqrt(a_ii a_jj) / (1 - g), so lambda_min(A) >= -g / (1 - g) trace(A), with g = gamma(c + 1) for
+    real matrices. Complex products and sums cost at most four real errors each, hence gamma(4 (c + 4)) there.
     Source: Rump, Verification of positive definiteness, BIT 46 (2006), theorem 2.3; Demmel 1989.
     """
     g = gamma(4 * (order + 4)) if complex_valued else gamma(order + 2)

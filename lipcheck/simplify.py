@@ -7,7 +7,6 @@ operators, those that were absorbed marked as the identity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +19,6 @@ from lipcheck.operators import (
     Convolution,
     Dense,
     Diagonal,
-    Indexing,
     Operator,
     Pointwise,
     Unbounded,
@@ -170,7 +168,11 @@ def _recognise_activations(graph: Graph, steps: dict[str, Step], users: dict[str
     for node in graph.nodes:
         if not node.op_name.startswith(("aten.mul", "aten.div", "aten.sub")):
             continue
-        if not (isinstance(steps[node.name].operator, Unbounded) or len(set(v.name for v in node.inputs)) > 1 or _outer_factor(node)):
+        if not (
+            isinstance(steps[node.name].operator, Unbounded)
+            or len({v.name for v in node.inputs}) > 1
+            or _outer_factor(node)
+        ):
             continue
         for source in _sources(node, nodes):
             expression = _expression(node, source, nodes, _DEEPEST)
@@ -243,16 +245,6 @@ def _expression(node: Node, source: str, nodes: dict[str, Node], depth: int) -> 
     if symbol == "div":
         return ("mul", first, 1 / second) if isinstance(second, float) and second else None
     return (symbol, first, second)
-
-
-def sqrt_numel(shape: tuple[int, ...]) -> float:
-    """The root of how many numbers an activation has."""
-    return math.sqrt(math.prod(shape))
-
-
-def is_trivial(operator: Operator) -> bool:
-    """Whether an operator is the identity for norms: one copy of each input."""
-    return isinstance(operator, Indexing) and operator.copies == 1
 
 
 def uniform_gain(before: Dense | Convolution, after: Dense | Convolution) -> float | None:

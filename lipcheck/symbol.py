@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,10 +149,17 @@ def convolution_symbol(operator: Convolution) -> Symbol:
         phases[phase] = None
     nothing = weight.new_zeros(groups, outputs, inputs)
     blocks = [
-        torch.cat([weight[(..., *at[phase])] if phase in at else nothing for phase in phases], dim=2)
+        torch.cat([_tap(weight, at[phase]) if phase in at else nothing for phase in phases], dim=2)
         for at in taps_at.values()
     ]
     return Symbol(torch.stack(blocks, dim=1), torch.tensor(list(taps_at)))
+
+
+def _tap(weight: Tensor, tap: tuple[int, ...]) -> Tensor:
+    """The matrices at one place of the kernel. Shapes: weight (groups, outputs, inputs, *kernel)."""
+    for k in reversed(tap):
+        weight = weight.select(-1, k)
+    return weight
 
 
 def _used_taps(operator: Convolution, axis: int) -> range:
@@ -229,12 +237,11 @@ def as_matrix(operator: Convolution) -> Tensor:
             continue
         rows = [pairs[a][0].reshape([-1 if b == a else 1 for b in range(axes)]) for a in range(axes)]
         columns = [pairs[a][1].reshape([-1 if b == a else 1 for b in range(axes)]) for a in range(axes)]
-        block = weight[(..., *tap)].reshape(groups, outputs, inputs)
-        spread = [1] * axes
+        block = _tap(weight, tap).reshape(*(1,) * axes, groups, outputs, inputs)
         # Advanced indices in the middle and at the end: their joint shape comes first.
-        where = (slice(None), slice(None), *rows, slice(None), *columns)
-        target = matrix[where]
-        matrix[where] = target + block.reshape(*spread, groups, outputs, inputs)
+        everything: list[Any] = [slice(None)]
+        where = tuple(everything * 2 + rows + everything + columns)
+        matrix[where] = matrix[where] + block
     return matrix.reshape(groups, outputs * math.prod(operator.output_size), inputs * math.prod(operator.input_size))
 
 

@@ -86,11 +86,13 @@ class _Prover:
 
     def prove(self, symbol: int, grids: Sequence[Grid]) -> Certified:
         items = torch.arange(symbol * self.groups, (symbol + 1) * self.groups)
-        scale = int(self.family.exponent[items].max())
-        if not bool((self.family.magnitude[items] > 2 * rounding.UNDERFLOW).any()):
+        zero = self.family.magnitude[items] <= 2 * rounding.UNDERFLOW
+        if bool(zero.all()):
             return Certified(0.0, grids[0], None)
+        scale = int(self.family.exponent[items][~zero].max())
         # Groups are compared at one common scale.
-        relative = torch.ldexp(torch.ones(len(items), dtype=torch.float64), scale - self.family.exponent[items])
+        steps = torch.where(zero, 0, scale - self.family.exponent[items])
+        relative = torch.ldexp(torch.ones(len(items), dtype=torch.float64), steps)
         exact = self.family.real
         slack = min(1e-8 if exact else 1e-4, self.tolerance / 10)
         grid, place, vector = self._choose(items, relative, grids)
@@ -106,7 +108,7 @@ class _Prover:
             guess, top = self._sharpen(items, relative, grid, index, at, top, exact)
             if guess > value:
                 value, place, vector = guess, at, top
-            slack = min(slack * 2, self.tolerance) if guess**0.5 * (1 + slack) <= mu else slack
+            slack = slack * 2 if guess**0.5 * (1 + slack) <= mu else slack
             mu = max(guess**0.5 * (1 + slack), mu * (1 + slack))
         upper = rounding.scale_up(mu, scale)
         if grid.share < 1:
@@ -143,7 +145,7 @@ class _Prover:
     ) -> tuple[float, Tensor, Tensor]:
         """The largest eigenvalue estimated over the pairs of item and frequency, in float32."""
         best: tuple[float, Tensor, Tensor] | None = None
-        for chunk in pairs.split(2 * self.chunk):
+        for chunk in torch.split(pairs, 2 * self.chunk):
             matrices = self.family.matrices(items[chunk[:, 0]], grid, index[chunk[:, 1]], torch.float32)
             values, vectors = top_eigenpairs(matrices, steps=steps, orthogonal=False)
             scaled = values.double().cpu() / relative[chunk[:, 0]].square()
@@ -164,12 +166,10 @@ class _Prover:
         value = float(values[0]) / float(relative[where[0]]) ** 2
         return max(value, 1e-300), vectors[0]
 
-    def _unproved(
-        self, items: Tensor, relative: Tensor, grid: Grid, index: Tensor, pairs: Tensor, mu: float
-    ) -> Tensor:
+    def _unproved(self, items: Tensor, relative: Tensor, grid: Grid, index: Tensor, pairs: Tensor, mu: float) -> Tensor:
         """The pairs of item and frequency at which mu is not proved."""
         failed = []
-        for chunk in pairs.split(self.chunk):
+        for chunk in torch.split(pairs, self.chunk):
             matrices = self.family.matrices(items[chunk[:, 0]], grid, index[chunk[:, 1]])
             # A power of two, so that mu is compared at each item's own scale without rounding.
             bound = mu * relative[chunk[:, 0]]

@@ -37,12 +37,15 @@ _MATRIX_SIDE = 2048
 _MATRIX_WORK = 2e10
 
 
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How an engine works. `memory` is what one batch may hold at a time, in bytes."""
 
     tolerance: float = 1e-3
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     memory: int = 1 << 30
 
 
@@ -71,7 +74,11 @@ def enclose(
         return task
 
     tasks = [(cost(operator), bounding(i)) for i, operator in enumerate(operators)]
-    tasks += [(work, lambda own, call=call: call()) for work, call in beside]
+
+    def other(call: Callable[[], None]) -> Callable[[Settings], None]:
+        return lambda own: call()
+
+    tasks += [(work, other(call)) for work, call in beside]
     tasks.sort(key=lambda task: -task[0])
     share = sum(work for work, _ in tasks) / workers
     # A task that outweighs a worker's whole share has all threads to itself; the others have one thread each, which
@@ -227,9 +234,7 @@ def _attained_by_convolution(
     first = search.adjoint(start.to(settings.device))
     x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=24, accuracy=settings.tolerance / 20)
     terms = operator.weight[0].numel()
-    lower = lanczos.attained(
-        scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent)
-    )
+    lower = lanczos.attained(scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent))
     return rounding.scale_down(lower, exponent)
 
 

@@ -24,11 +24,11 @@ _ROWS = 1024
 class GramFamily:
     """R(w) for a batch of symbols with one lattice of exponents, scaled by 2^-exponent each.
 
-    Shapes: with I items (a layer's group each), L lags, r rows: `table` is (I, 2 L, 2 r * r), whose rows hold the symmetric
-    part of each lag's autocorrelation in the places of the real parts, then the antisymmetric ones in those of the
-    imaginary parts, so that one product with cosines and sines gives R; (I, 1, r * r) for a single lag. None where R is
-    formed from `coefficients` instead, (I, Q, r, c). `magnitude` (I,) bounds ||sum_q |P_q||| after the scaling; `lags` is
-    (L, axes).
+    Shapes: with I items (a layer's group each), L lags, r rows: `table` is (I, 2 L, 2 r * r), whose rows hold the
+    symmetric part of each lag's autocorrelation in the places of the real parts, then the antisymmetric ones in those
+    of the imaginary parts, so that one product with cosines and sines gives R; (I, 1, r * r) for a single lag. None
+    where R is formed from `coefficients` instead, (I, Q, r, c). `magnitude` (I,) bounds ||sum_q |P_q||| after the
+    scaling; `lags` is (L, axes).
     """
 
     coefficients: Tensor | None
@@ -87,8 +87,10 @@ class GramFamily:
         device = self.coefficients.device
         cosine, sine = (p.to(device, dtype) for p in grid.phases(index, self.lags))
         n, (r, c) = len(item), self.coefficients.shape[2:]
-        symbol = torch.empty(n, r, c, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64, device=device)
-        for one in item.unique(sorted=True).tolist():
+        symbol = torch.empty(
+            n, r, c, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64, device=device
+        )
+        for one in sorted(set(item.tolist())):
             where = item == one
             flat = self.coefficients[one].reshape(-1, r * c).to(dtype)
             symbol[where] = torch.complex(cosine[where] @ flat, sine[where] @ flat).reshape(-1, r, c)
@@ -130,7 +132,7 @@ def _magnitude(stacked: Tensor, exponent: Tensor) -> Tensor:
     """At least ||sum_q |P_q|||_2 per item, scaled."""
     results = []
     for one, scale in zip(stacked, exponent.tolist(), strict=True):
-        blocks = [scaled_by_power(block, -scale).abs().sum(0) for block in one.split(_COLUMNS, dim=2)]
+        blocks = [scaled_by_power(block, -scale).abs().sum(0) for block in torch.split(one, _COLUMNS, dim=2)]
         results.append(matrix_magnitude(*blocks, terms=one.shape[0]))
     return torch.tensor(results, dtype=torch.float64)
 
@@ -145,7 +147,7 @@ def matrix_magnitude(*blocks: Tensor, terms: int = 1) -> float:
     squares = sum(float(block.square().sum()) for block in blocks)
     count = sum(block.numel() for block in blocks)
     tightest = min(squares, float(rows.max()) * column)
-    return tightest**0.5 * (1 + rounding.gamma(count + terms + 8)) + rounding.UNDERFLOW
+    return float(tightest**0.5) * (1 + rounding.gamma(count + terms + 8)) + rounding.UNDERFLOW
 
 
 def _autocorrelation_pairs(exponents: Tensor) -> tuple[Tensor, list[list[tuple[int, int]]]]:
@@ -163,9 +165,9 @@ def _autocorrelation_pairs(exponents: Tensor) -> tuple[Tensor, list[list[tuple[i
 
 def _correlations(coefficients: Tensor, pairs: list[list[tuple[int, int]]], exponent: int) -> Tensor:
     """Per lag the sum of P_i P_j^T over its pairs, in float64, scaled. Shapes: (Q, r, c) to (lags, r, r)."""
-    taps, r, columns = coefficients.shape
+    r = coefficients.shape[1]
     result = torch.zeros(len(pairs), r, r, dtype=torch.float64, device=coefficients.device)
-    for block in coefficients.split(_COLUMNS, dim=2):
+    for block in torch.split(coefficients, _COLUMNS, dim=2):
         scaled = scaled_by_power(block, -exponent)
         for lag, lag_pairs in enumerate(pairs):
             for i, j in lag_pairs:
@@ -230,7 +232,8 @@ def _small_frobenius(matrices: Tensor, budget: Tensor) -> Tensor:
 
     def norms(some: Tensor) -> Tensor:
         parts = torch.view_as_real(some) if some.is_complex() else some
-        return torch.linalg.vector_norm(parts.reshape(len(some), -1), dim=1) * certain
+        norm: Tensor = torch.linalg.vector_norm(parts.reshape(len(some), -1), dim=1) * certain
+        return norm
 
     if n > 4 and bool((norms(matrices[few]) > budget[few]).all()):
         return torch.zeros(n, dtype=torch.bool, device=matrices.device)
@@ -253,5 +256,6 @@ def _proved_by_residual(matrices: Tensor, diagonal: Tensor, reserve: Tensor) -> 
     residual = torch.linalg.vector_norm(shifted - factor @ factor.mH, dim=(1, 2))
     size = torch.linalg.vector_norm(factor, dim=(1, 2)).square()
     own = (rounding.gamma(4 * (r + 4)) + 4 * rounding.UNIT) * size
-    total = (residual + own) * (1 + rounding.gamma(4 * r * r + 16))
-    return (info == 0) & (total <= reserve)
+    total: Tensor = (residual + own) * (1 + rounding.gamma(4 * r * r + 16))
+    proved: Tensor = (info == 0) & (total <= reserve)
+    return proved

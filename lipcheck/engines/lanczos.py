@@ -24,7 +24,8 @@ Map = Callable[[Tensor], Tensor]
 def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, accuracy: float) -> Tensor:
     """An input that the operator amplifies nearly as much as it can: never a claim until `attained` evaluates it.
 
-    Stops once two steps raised the estimated norm by less than `accuracy`, relatively.
+    Stops once four steps raised the estimated norm by less than `accuracy`, relatively: a start close to one singular
+    vector needs some steps before what it holds of another shows.
     Shapes: `start` is an input; so is the result. Source: Golub-Kahan with full reorthogonalisation.
     """
     right = start / torch.linalg.vector_norm(start).clamp_min(1e-30)
@@ -46,7 +47,7 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
         lefts[step] = left.flatten()
         diagonal.append(alpha)
         estimates.append(float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above), 2)))
-        if len(estimates) > 3 and estimates[-1] - estimates[-3] <= accuracy * estimates[-1]:
+        if len(estimates) > 8 and estimates[-1] - estimates[-5] <= accuracy * estimates[-1]:
             break
         back = _orthogonal(adjoint(left), rights[: step + 1])
         beta = float(torch.linalg.vector_norm(back))
@@ -56,7 +57,7 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
         right = back / beta
     if not diagonal:
         return start
-    weights = torch.linalg.svd(_bidiagonal(diagonal, above))[2][0]
+    weights: Tensor = torch.linalg.svd(_bidiagonal(diagonal, above))[2][0]
     return (weights.to(rights) @ rights[: len(diagonal)]).reshape(start.shape)
 
 
@@ -105,7 +106,9 @@ def start_vector(operator: Convolution, symbol: Symbol, found: Certified) -> Ten
     wave = torch.ones(1, dtype=torch.complex128)
     for angle, n in zip(peak.angle, operator.output_size, strict=True):
         position = torch.arange(n, dtype=torch.float64)
-        window = torch.ones(n, dtype=torch.float64) if operator.circular else torch.sin(math.pi * (position + 1) / (n + 1))
+        window = (
+            torch.ones(n, dtype=torch.float64) if operator.circular else torch.sin(math.pi * (position + 1) / (n + 1))
+        )
         factor = torch.polar(window, angle * position)
         wave = wave[..., None] * factor
     coefficients = symbol.coefficients[peak.group]
@@ -124,6 +127,7 @@ def start_vector(operator: Convolution, symbol: Symbol, found: Certified) -> Ten
     spread = vector.reshape(-1, *(1,) * operator.axes) * wave.reshape(1, *operator.output_size)
     start[place] = spread.real.float()
     # A wave may be orthogonal to what is sought (another symmetry, a vanishing real part): a little of everything.
-    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    noise: Tensor = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     scale = float(torch.linalg.vector_norm(start)) or 1.0
-    return (start + noise * (0.03 * scale / start.numel() ** 0.5))[None]
+    mixed: Tensor = start + noise * (0.03 * scale / start.numel() ** 0.5)
+    return mixed[None]

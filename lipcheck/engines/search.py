@@ -10,12 +10,18 @@ from torch import Tensor
 
 
 def top_eigenpairs(
-    matrices: Tensor, *, steps: int, start: Tensor | None = None, accuracy: float = 0.0, orthogonal: bool = True, seed: int = 0
+    matrices: Tensor,
+    *,
+    steps: int,
+    start: Tensor | None = None,
+    accuracy: float = 0.0,
+    orthogonal: bool = True,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Estimates of the largest eigenvalues and their eigenvectors.
 
-    A dozen steps need no reorthogonalisation (`orthogonal=False`). Stops early once every residual, squared and relative, is below `accuracy`: for a separated eigenvalue the
-    relative error is of that order.
+    A dozen steps need no reorthogonalisation (`orthogonal=False`). Stops early once every residual, squared and
+    relative, is below `accuracy`: for a separated eigenvalue the relative error is of that order.
     Shapes: matrices (n, r, r); values (n,) real, vectors (n, r) of norm one.
     Source: Lanczos with full reorthogonalisation; Parlett, The Symmetric Eigenvalue Problem, chapter 13.
     """

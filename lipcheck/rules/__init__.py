@@ -7,4 +7,14 @@ from lipcheck.rules.registry import _RULES, Rule, operator_of, rule
 
 DEFAULT_RULES = MappingProxyType(_RULES)
 
-__all__ = ["DEFAULT_RULES", "Rule", "affine", "normalisation", "operator_of", "pointwise", "pooling", "rule", "structural"]
+__all__ = [
+    "DEFAULT_RULES",
+    "Rule",
+    "affine",
+    "normalisation",
+    "operator_of",
+    "pointwise",
+    "pooling",
+    "rule",
+    "structural",
+]

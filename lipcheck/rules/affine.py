@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -220,7 +219,7 @@ def most_copies(index: Tensor) -> int:
 def pad_indices(length: int, before: int, after: int, mode: str) -> Tensor:
     """Which inputs stand at the positions of a padded axis."""
     line = torch.arange(length, dtype=torch.float64)[None, None]
-    padded: Any = torch.nn.functional.pad(line, (before, after), mode=mode)
+    padded: Tensor = torch.nn.functional.pad(line, (before, after), mode=mode)
     return padded[0, 0].round().long()
 
 

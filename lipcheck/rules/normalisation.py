@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 @rule(aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
 def statistics_norm(node: Node) -> Operator:
-    """The Jacobian is (gamma / sigma)(I - 11'/d - xx'/d) with sigma >= sqrt(eps): norm at most max|gamma| / sqrt(eps)."""
+    """The Jacobian is (gamma / sigma)(I - 11'/d - xx'/d) with sigma >= sqrt(eps): at most max|gamma| / sqrt(eps)."""
     eps = float(node.arguments["eps"])
     if node.arguments.get("use_input_stats") is False:
         return Unbounded("instance norm with running statistics has no rule yet")

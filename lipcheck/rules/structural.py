@@ -9,25 +9,26 @@ from typing import Any
 import torch
 
 from lipcheck.graph import Node, Value
-from lipcheck.operators import IDENTITY, Indexing, Operator
+from lipcheck.operators import IDENTITY, Indexing, Operator, Unbounded
 from lipcheck.rules.affine import most_copies
 from lipcheck.rules.registry import rule
 
 aten = torch.ops.aten
 
 _MOVES = (
-    "view.default view.dtype reshape.default _unsafe_view.default flatten.using_ints unflatten.int permute.default "
-    "transpose.int t.default squeeze.default squeeze.dim squeeze.dims unsqueeze.default slice.Tensor select.int "
-    "narrow.default split.Tensor split.sizes split_with_sizes.default chunk.default unbind.int clone.default "
-    "contiguous.default alias.default detach.default detach_.default dropout.default feature_dropout.default "
-    "alpha_dropout.default roll.default flip.default movedim.int swapaxes.default pixel_shuffle.default "
-    "pixel_unshuffle.default channel_shuffle.default native_channel_shuffle.default lift_fresh_copy.default "
-    "diagonal.default tril.default triu.default adjoint.default mT.default numpy_T.default "
-    "tensor_split.sections tensor_split.indices view_as.default reshape_as.default"
-).split()
+    *("view.default", "reshape.default", "_unsafe_view.default", "view_as.default", "reshape_as.default"),
+    *("flatten.using_ints", "unflatten.int", "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default"),
+    *("permute.default", "transpose.int", "t.default", "movedim.int", "swapaxes.default", "adjoint.default"),
+    *("mT.default", "numpy_T.default", "roll.default", "flip.default", "pixel_shuffle.default"),
+    *("pixel_unshuffle.default", "channel_shuffle.default", "native_channel_shuffle.default"),
+    *("slice.Tensor", "select.int", "narrow.default", "diagonal.default", "tril.default", "triu.default"),
+    *("split.Tensor", "split.sizes", "split_with_sizes.default", "chunk.default", "unbind.int"),
+    *("tensor_split.sections", "tensor_split.indices"),
+    *("clone.default", "contiguous.default", "alias.default", "detach.default", "lift_fresh_copy.default"),
+)
 
 
-def _overloads(names: list[str]) -> list[Any]:
+def _overloads(names: tuple[str, ...]) -> list[Any]:
     """The overloads of this torch: a few come and go between releases."""
     found = []
     for name in names:
@@ -43,10 +44,19 @@ def moves(node: Node) -> Operator:
     return IDENTITY
 
 
-@rule(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default)
+@rule(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device)
 def conversion(node: Node) -> Operator:
     """A change of floating-point type: the identity up to rounding, as all bounds are of real arithmetic."""
+    target = node.arguments.get("dtype") or torch.float32
+    if not target.is_floating_point:
+        return Unbounded(f"conversion to {str(target).removeprefix('torch.')} is not continuous")
     return IDENTITY
+
+
+@rule(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+def dropout(node: Node) -> Operator:
+    """The identity at inference."""
+    return Unbounded("dropout that is switched on") if node.arguments["train"] else IDENTITY
 
 
 @rule(aten.expand.default, aten.repeat.default, aten.tile.default)
