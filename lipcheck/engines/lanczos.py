@@ -18,6 +18,8 @@ from lipcheck.engines.certified import Certified
 from lipcheck.operators import Convolution
 from lipcheck.symbol import Symbol
 
+# What is left of a vector below this share of the norm is rounding of float32: the reachable space is exhausted.
+_EXHAUSTED = 1e-4
 Map = Callable[[Tensor], Tensor]
 
 
@@ -40,7 +42,7 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
             lefts = image.new_zeros(steps, image.numel())
         image = _orthogonal(image, lefts[:step])
         alpha = float(torch.linalg.vector_norm(image))
-        if not 1e-12 * max(estimates) < alpha < math.inf:
+        if not _EXHAUSTED * max(estimates) < alpha < math.inf:
             break
         rights[step] = right.flatten()
         left = image / alpha
@@ -51,7 +53,7 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
             break
         back = _orthogonal(adjoint(left), rights[: step + 1])
         beta = float(torch.linalg.vector_norm(back))
-        if not 1e-6 * estimates[-1] < beta < math.inf:
+        if not _EXHAUSTED * estimates[-1] < beta < math.inf:
             break
         above.append(beta)
         right = back / beta
@@ -70,9 +72,11 @@ def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
 
 
 def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """Classical Gram-Schmidt against all basis vectors. Shapes: basis (known, entries), of orthonormal rows."""
+    """Classical Gram-Schmidt, twice, against all basis vectors. Shapes: basis (known, entries), orthonormal rows."""
     flat = vector.flatten()
-    return (flat - (basis @ flat) @ basis).reshape(vector.shape)
+    for _ in range(2):
+        flat = flat - (basis @ flat) @ basis
+    return flat.reshape(vector.shape)
 
 
 def attained(forward: Map, x: Tensor, *, terms: int, magnitude: float) -> float:
