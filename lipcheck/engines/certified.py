@@ -15,6 +15,7 @@ from torch import Tensor
 from lipcheck import rounding
 from lipcheck.engines.gram import GramFamily, gram_family, proves
 from lipcheck.engines.search import top_eigenpairs
+from lipcheck.engines.vectors import bound_groups
 from lipcheck.symbol import Grid, Symbol
 
 # Frequencies at which a first guess is made, before all of them are proved.
@@ -179,37 +180,10 @@ class _Prover:
 
 
 def _vectors(symbol: Symbol, grids: Sequence[Grid], device: torch.device, memory: int) -> Certified:
-    """The bound of a symbol with one row: its Euclidean norm at every frequency, nothing to factor.
-
-    Depthwise convolutions are this case. Shapes: coefficients (groups, exponents, 1, columns).
-    """
-    coefficients = symbol.wide.coefficients[:, :, 0].double()
-    groups, taps, columns = coefficients.shape
-    largest = float(coefficients.abs().max())
-    if largest == 0:
+    """The largest of the groups' bounds for a symbol with one row."""
+    if float(symbol.coefficients.abs().max()) == 0:
         return Certified(0.0, grids[0], None)
-    exponent = math.frexp(largest)[1]
-    coefficients = torch.ldexp(coefficients, torch.tensor(-exponent)).to(device)
-    flat = coefficients.transpose(0, 1).reshape(taps, groups * columns)
-    best: tuple[float, Grid, Peak] | None = None
-    for grid in grids:
-        index = grid.indices()
-        top, where = -1.0, (0, 0)
-        for start in range(0, len(index), step := max(1, memory // (64 * groups * columns))):
-            cosine, sine = grid.phases(index[start : start + step], symbol.exponents)
-            squares = (cosine.to(device) @ flat).square() + (sine.to(device) @ flat).square()
-            squares = squares.reshape(-1, groups, columns).sum(2)
-            place = int(squares.argmax())
-            if float(squares.flatten()[place]) > top:
-                top, where = float(squares.flatten()[place]), (start + place // groups, place % groups)
-        if best is None or top < best[0]:
-            angle = tuple(math.pi * t / m for t, m in zip(index[where[0]].tolist(), grid.points, strict=True))
-            best = (top, grid, Peak(where[1], angle, torch.ones(1, dtype=torch.float64)))
-    assert best is not None
-    magnitude = float(coefficients.abs().sum(1).square().sum(1).max()) ** 0.5 * (1 + rounding.gamma(flat.numel() + 8))
-    error = rounding.gram_error(taps + columns, taps) * magnitude
-    # The computed norm carries the roundings of the squares and their sum, `error` those of F itself.
-    norm = best[0] ** 0.5 * (1 + rounding.gamma(columns + 8)) + error + rounding.UNDERFLOW
-    upper = rounding.scale_up(rounding.up(norm, 4), exponent)
-    grid = best[1]
-    return Certified(rounding.up(upper / grid.share, 2) if grid.share < 1 else upper, grid, best[2])
+    bounds = bound_groups(symbol, grids, device, memory)
+    top = bounds.top
+    peak = Peak(top, bounds.angle[top], torch.ones(1, dtype=torch.float64))
+    return Certified(float(bounds.upper[top]), bounds.grid[top], peak)

@@ -17,6 +17,7 @@ from lipcheck.bound import Bound
 from lipcheck.engines import lanczos
 from lipcheck.engines.certified import Certified, certify
 from lipcheck.engines.gram import matrix_magnitude, scaled_by_power
+from lipcheck.engines.vectors import bound_groups
 from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Operator, Separable
 from lipcheck.symbol import (
     Grid,
@@ -35,6 +36,9 @@ from lipcheck.symbol import (
 _MATRIX_SIDE = 2048
 # unless its Gram matrix would take more multiplications than this.
 _MATRIX_WORK = 2e10
+# The same side for each group of a depthwise convolution, whose groups are looked at a few at a time.
+_GROUP_SIDE = 1024
+_GROUPS_AT_ONCE = 8
 
 
 _CPU = torch.device("cpu")
@@ -158,11 +162,13 @@ def _(operator: Separable, settings: Settings = DEFAULT_SETTINGS) -> Bound:
 @spectral_norm.register
 def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     operator = trimmed(operator)
-    sides = matrix_sides(operator)
-    small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
     symbol = convolution_symbol(operator)
     if len(symbol.exponents) == 1 and _sees_whole_kernel(operator):
         return _matrix(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
+    sides = matrix_sides(operator)
+    if symbol.side == 1 and operator.groups > 1 and min(sides) <= _GROUP_SIDE:
+        return _group_by_group(operator, symbol, settings)
+    small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
     if small and operator.groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK:
         return _matrix(as_matrix(operator), operator.uncertainty, settings)
     found = certify(
@@ -176,6 +182,31 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     lower = _attained_by_convolution(operator, symbol, found, magnitude, settings)
     method = "circular" if operator.circular else ("embedding" if found.grid.share == 1 else "symbol grid")
     return _blurred(lower, found.upper, operator.uncertainty * magnitude, f"{method} {found.grid.spread}")
+
+
+def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -> Bound:
+    """A depthwise convolution whose groups are small matrices: those are formed that can still hold the maximum.
+
+    Every group has its symbol's bound at once. The few largest are then bounded as the matrices they are, and after
+    them only those whose symbol's bound is above what was found.
+    """
+    candidates = grids(operator, symbol, settings.tolerance)
+    uppers = bound_groups(symbol, candidates, settings.device, settings.memory).upper
+    order = uppers.argsort(descending=True, stable=True)
+    most = max(1, min(_GROUPS_AT_ONCE, settings.memory // (32 * math.prod(matrix_sides(operator)))))
+    step = 1
+    best = Bound(0.0, 0.0, "matrix")
+    while len(order) and float(uppers[order[0]]) > best.upper:
+        found = _matrix(as_matrix(_groups_of(operator, order[:step])), operator.uncertainty, settings)
+        best = Bound(max(best.lower, found.lower), max(best.upper, found.upper), "matrix")
+        order, step = order[step:], min(2 * step, most)
+    return best
+
+
+def _groups_of(operator: Convolution, groups: Tensor) -> Convolution:
+    """The operator with some of its groups only."""
+    weight = operator.weight.reshape(operator.groups, -1, *operator.weight.shape[1:])[groups].flatten(0, 1)
+    return replace(operator, weight=weight, groups=len(groups))
 
 
 def _sees_whole_kernel(operator: Convolution) -> bool:

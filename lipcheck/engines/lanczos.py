@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.engines.certified import Certified
+from lipcheck.engines.gram import scaled_by_power
 from lipcheck.operators import Convolution
 from lipcheck.symbol import Symbol
 
@@ -90,7 +91,7 @@ def attained(forward: Map, x: Tensor, *, terms: int, magnitude: float) -> float:
     largest = float(x.abs().max())
     if largest == 0 or not math.isfinite(largest):
         return 0.0
-    x = torch.ldexp(x, torch.tensor(-math.frexp(largest)[1]))
+    x = scaled_by_power(x, -math.frexp(largest)[1])
     length = float(torch.linalg.vector_norm(x))
     image = float(torch.linalg.vector_norm(forward(x)))
     summing = rounding.gamma(2 * max(x.numel(), 8) + 64)

@@ -1,0 +1,80 @@
+"""Symbols of one row, as depthwise convolutions have: F(w) is a vector, its norm needs no factorisation.
+
+So every group is bounded at every frequency, on every candidate grid, and keeps the best of its grids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+from lipcheck.engines.gram import scaled_by_power
+from lipcheck.symbol import Grid, Symbol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupBounds:
+    """||F|| <= upper for each group, and where each came closest.
+
+    Shapes: `upper` (groups,) float64; `grid` and `angle` have one entry per group.
+    """
+
+    upper: Tensor
+    grid: list[Grid]
+    angle: list[tuple[float, ...]]
+
+    @property
+    def top(self) -> int:
+        """The group whose bound is largest."""
+        return int(self.upper.argmax())
+
+
+def bound_groups(symbol: Symbol, grids: Sequence[Grid], device: torch.device, memory: int) -> GroupBounds:
+    """The bounds of all groups of a symbol with one row or one column.
+
+    Shapes: coefficients (groups, exponents, 1, columns) of the wide symbol.
+    """
+    coefficients = symbol.wide.coefficients[:, :, 0]
+    groups, taps, columns = coefficients.shape
+    largest = float(coefficients.abs().max())
+    exponent = math.frexp(largest)[1]
+    scaled = scaled_by_power(coefficients, -exponent).to(device)
+    # |F| of what is summed, and the roundings of F, of the squares and of their sum.
+    magnitude = scaled.abs().sum(1).square().sum(1).sqrt() * (1 + rounding.gamma(taps + columns + 8))
+    error = magnitude * rounding.gram_error(taps + columns, taps)
+    upper = torch.full((groups,), math.inf, dtype=torch.float64)
+    grid_of, angle_of = [grids[0]] * groups, [(0.0,) * len(grids[0].points)] * groups
+    for grid in grids:
+        squares, place = _largest_squares(scaled, symbol.exponents, grid, memory)
+        norms = squares.sqrt() * (1 + rounding.gamma(columns + 8)) + error + rounding.UNDERFLOW
+        found = (norms * (1 + 8 * rounding.UNIT) / grid.share * (1 + 4 * rounding.UNIT)).cpu()
+        index = grid.indices()
+        for group in torch.nonzero(found < upper).flatten().tolist():
+            turns = index[int(place[group])].tolist()
+            grid_of[group] = grid
+            angle_of[group] = tuple(math.pi * t / m for t, m in zip(turns, grid.points, strict=True))
+        upper = torch.minimum(upper, found)
+    unscaled = [rounding.scale_up(bound, exponent) for bound in upper.tolist()]
+    return GroupBounds(torch.tensor(unscaled, dtype=torch.float64), grid_of, angle_of)
+
+
+def _largest_squares(scaled: Tensor, exponents: Tensor, grid: Grid, memory: int) -> tuple[Tensor, Tensor]:
+    """The largest |F|^2 on the grid and its place in `grid.indices`, per group. Shapes: scaled (groups, taps, c)."""
+    groups, taps, columns = scaled.shape
+    flat = scaled.transpose(0, 1).reshape(taps, groups * columns)
+    index = grid.indices()
+    top = torch.full((groups,), -1.0, dtype=torch.float64, device=scaled.device)
+    where = torch.zeros(groups, dtype=torch.long, device=scaled.device)
+    step = max(1, min(memory, 64 << 20) // (64 * groups * columns))
+    for start in range(0, len(index), step):
+        cosine, sine = grid.phases(index[start : start + step], exponents)
+        squares = (cosine.to(scaled) @ flat).square() + (sine.to(scaled) @ flat).square()
+        values, places = squares.reshape(-1, groups, columns).sum(2).max(0)
+        where = torch.where(values > top, places + start, where)
+        top = torch.maximum(values, top)
+    return top, where
