@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,18 @@ from lipcheck.bound import Bound
 from lipcheck.compose import Composition, Factor, compose, own_factor
 from lipcheck.engines.enclose import Settings, cost, enclose
 from lipcheck.graph import Graph
-from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Linear, Operator, Separable, Unbounded
+from lipcheck.operators import (
+    Convolution,
+    Dense,
+    Diagonal,
+    Indexing,
+    Linear,
+    Normalisation,
+    Operator,
+    Pointwise,
+    Separable,
+    Unbounded,
+)
 from lipcheck.report import LayerReport, UnsupportedOperation
 from lipcheck.simplify import Step, uniform_gain
 
@@ -30,6 +41,7 @@ class LayerAudit:
     log_upper: float
     log_product: float
     reason: str
+    elsewhere: Mapping[str, float]  # shares of what has no row, by operation
 
 
 def audit_layers(
@@ -58,6 +70,7 @@ def audit_layers(
         log_upper=min(whole.output, plain.output),
         log_product=plain.output,
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
+        elsewhere=_elsewhere(steps, bounds, whole),
     )
 
 
@@ -171,6 +184,18 @@ def _share(step: Step, bounds: _Bounds, whole: Composition) -> float | None:
     own = own_factor(Factor(step.node.name, step.inputs, operator, upper))
     weight = whole.elasticity[step.node.name]
     return weight * math.log(own) / whole.output if weight and own > 0 else 0.0
+
+
+def _elsewhere(steps: Sequence[Step], bounds: _Bounds, whole: Composition) -> dict[str, float]:
+    """The shares of activations, normalisations and copies, by operation; a layer's scalings count with the layer."""
+    shares: dict[str, float] = {}
+    for step in steps:
+        multiplies = isinstance(step.effective, Linear | Pointwise | Normalisation)
+        share = _share(step, bounds, whole) if multiplies and not _listed(step) else None
+        if share:
+            name = step.node.op_name.removeprefix("aten.").split(".")[0]
+            shares[name] = shares.get(name, 0.0) + share
+    return shares
 
 
 def _row(step: Step, bounds: _Bounds, share: float | None) -> LayerReport:

@@ -173,6 +173,7 @@ def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
         lower=lower,
         samples=samples,
         reason=audit.reason,
+        elsewhere=dict(audit.elsewhere),
     )
 
 

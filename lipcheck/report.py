@@ -76,6 +76,8 @@ class NetworkReport:
     lower: float
     samples: int = 0  # inputs at which the Jacobian was evaluated
     reason: str = ""  # why log10_upper is infinite
+    # What holds log-bound and has no row, such as normalisations and activations: operation -> share, as `share` there.
+    elsewhere: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert not math.isnan(self.log10_upper), "a bound is never nan"

@@ -19,6 +19,7 @@ from lipcheck.text import clean, shape
 
 WIDTH_OF_FILES = 160  # where no terminal and no COLUMNS says otherwise: names whole, one line a layer
 _PLAIN_BELOW = 6  # powers of ten under which the plain number stands beside the power
+_NEGLIGIBLE = 5e-4
 _HEAVIEST = 5
 _LAYERS_NAMED = 6
 
@@ -145,13 +146,14 @@ def _network(report: Report, width: int) -> Iterator[Text]:
 
 
 def _holders(report: Report, width: int) -> Iterator[Text]:
-    heaviest = describe.heaviest(report, _HEAVIEST)
-    if heaviest:
+    holders = [(layer.share or 0.0, describe.path(layer)) for layer in describe.heaviest(report, _HEAVIEST)]
+    holders += [(share, f"{clean(op)}, all together") for op, share in report.network.elsewhere.items()]
+    holders = [holder for holder in holders if holder[0] > _NEGLIGIBLE]
+    holders.sort(key=lambda holder: -holder[0])
+    if holders:
         yield Text("largest shares of the log-bound", style="bold")
-    for layer in heaviest:
-        yield Text(f"  {share_text(layer.share):>6}  ").append(
-            cut_middle(describe.path(layer), width - 10), style="cyan"
-        )
+    for share, name in holders[:_HEAVIEST]:
+        yield Text(f"  {share_text(share):>6}  ").append(cut_middle(name, width - 10), style="cyan")
 
 
 def _power(log10: float) -> str:
