@@ -210,8 +210,9 @@ class _Reader:
             self.known[node.name] = self._evaluate(node)
             return
         shape = _static_shape(node.meta.get("val"), node.name)
+        target = secondary_output if _is_secondary(node) else functional(node.target)
         self.values[node.name] = Value(node.name, shape, _dtype(node.meta.get("val")))
-        self.nodes.append(Node(node.name, functional(node.target), self._layer(node), arguments, shape))
+        self.nodes.append(Node(node.name, target, self._layer(node), arguments, shape))
 
     def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
         """All arguments by schema name, defaults filled in."""
@@ -259,6 +260,18 @@ class _Reader:
         stack = node.meta.get("nn_module_stack") or {}
         path = next(reversed(stack.values()))[0] if stack else ""
         return re.sub(r"\.?parametrizations\..*$", "", str(path).split("@")[0])
+
+
+def secondary_output(*args: Any) -> Any:
+    """Stands for a second result of an operation, such as the indices of a maximum: it has no rule."""
+    raise NotImplementedError
+
+
+def _is_secondary(node: torch.fx.Node) -> bool:
+    """Whether a getitem takes other than the first of several different results; the parts of a list are alike."""
+    source = node.args[0] if node.target is operator.getitem else None
+    schema = getattr(source.target, "_schema", None) if isinstance(source, torch.fx.Node) else None
+    return bool(schema is not None and len(schema.returns) > 1 and node.args[1] != 0)
 
 
 def _static_shape(value: Any, name: str) -> tuple[int, ...]:

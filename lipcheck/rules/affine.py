@@ -54,6 +54,8 @@ def convolution(node: Node) -> Operator:
     axes = weight.dim() - 2
     stride, dilation = per_axis(given["stride"], axes), per_axis(given["dilation"], axes)
     size = input_of(node).shape[2:]
+    if len(size) != axes:
+        return Unbounded("convolution of an input without a batch axis")
     padding = given["padding"]
     if padding == "same":
         offset = tuple(d * (k - 1) // 2 for d, k in zip(dilation, weight.shape[2:], strict=True))
@@ -69,6 +71,8 @@ def transposed_convolution(node: Node) -> Operator:
     """The adjoint of the convolution with the same weight from this node's output to its input."""
     given, weight = node.arguments, node.constant("weight")
     axes = weight.dim() - 2
+    if len(input_of(node).shape) != axes + 2:
+        return Unbounded("convolution of an input without a batch axis")
     return Convolution(
         weight,
         per_axis(given["stride"], axes),

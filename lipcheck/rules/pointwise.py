@@ -120,9 +120,10 @@ def unbounded_slope(node: Node) -> Operator:
 
 
 # Clusters of elementwise calls that write an activation out, as nested tuples over the source "x" with constants
-# rounded to single precision. Commutative operands are sorted by their text.
+# to six digits or more.
 Expression = tuple[Any, ...] | str | float
 
+_SIX_DIGITS = 1e-6
 _SQRT_HALF, _SQRT_2_OVER_PI = 0.70710678, 0.79788456
 
 
@@ -130,7 +131,8 @@ def written_out(expression: Expression) -> Pointwise | None:
     """The activation that an expression of one source is, None if it is none that is known."""
     for name, slope, form in _FORMS:
         if _equal(expression, form):
-            return Pointwise(name, slope)
+            # Constants are compared to six digits; a slope moves by no more than a few times what they do.
+            return Pointwise(name, slope * (1 + 10 * _SIX_DIGITS) if _has_constants(form) else slope)
     if isinstance(expression, tuple) and expression[0] == "mul":
         # x s(a x) is s(y) y / a at y = a x: the slope is that of SiLU for any a.
         for x, gate in ((expression[1], expression[2]), (expression[2], expression[1])):
@@ -151,16 +153,13 @@ def _is_scaled_sigmoid(gate: Expression) -> bool:
     )
 
 
-def _sorted(form: Expression) -> Expression:
-    if not isinstance(form, tuple):
-        return form
-    parts = [_sorted(part) for part in form[1:]]
-    return (form[0], *sorted(parts, key=repr)) if form[0] in ("mul", "add") else (form[0], *parts)
+def _has_constants(form: Expression) -> bool:
+    return isinstance(form, float) or (isinstance(form, tuple) and any(_has_constants(part) for part in form[1:]))
 
 
 def _equal(a: Expression, b: Expression) -> bool:
     if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= 1e-6 * max(abs(a), abs(b))
+        return abs(a - b) <= _SIX_DIGITS * max(abs(a), abs(b))
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) and a[0] == b[0]:
         if a[0] in ("mul", "add"):
             return (_equal(a[1], b[1]) and _equal(a[2], b[2])) or (_equal(a[1], b[2]) and _equal(a[2], b[1]))
@@ -176,7 +175,6 @@ def _products(*factors: Expression) -> list[Expression]:
 
 _RELU6_GATE: Expression = ("hardtanh", ("add", "x", 3.0))
 _ERF_GATE: Expression = ("add", ("erf", ("mul", "x", _SQRT_HALF)), 1.0)
-_ERF_GATE_DIVIDED: Expression = ("add", ("erf", ("mul", "x", 0.70710678)), 1.0)
 _CUBIC: list[Expression] = [
     ("add", "x", ("mul", ("pow", "x", 3.0), 0.044715)),
     ("add", "x", ("mul", ("mul", ("mul", "x", "x"), "x"), 0.044715)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from lipcheck.graph import DependentError, Node
 from lipcheck.operators import Operator, Unbounded
 
@@ -28,12 +30,19 @@ def rule(*ops: Callable[..., Any]) -> Callable[[Rule], Rule]:
     return register
 
 
+def _finite(operator: Operator) -> bool:
+    """Whether every weight is a number: folding or standardising can make of finite parameters what is none."""
+    fields = (getattr(operator, name) for name in ("weight", "matrix", "gain") if hasattr(operator, name))
+    return all(bool(torch.isfinite(tensor).all()) for tensor in fields)
+
+
 def operator_of(node: Node, rules: Mapping[Callable[..., Any], Rule]) -> Operator:
     """What the node applies: its rule's answer, or Unbounded with the reason there is none."""
     function = rules.get(node.op)
     if function is None:
         return Unbounded("no rule for this operation")
     try:
-        return function(node)
+        operator = function(node)
+        return operator if _finite(operator) else Unbounded("its weights, as applied, are not finite")
     except DependentError as error:
         return Unbounded(f"its {error} depends on the input, so the operation multiplies two activations")
