@@ -74,7 +74,7 @@ def _run_eagerly(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, 
             shape = "x".join(map(str, (*args, *kwargs.values())[0].shape[1:]))
             raise InputSizeError(
                 f"{type(module).__name__} does not take an input of {shape}: {_first_line(error)}; "
-                "give the size it needs, such as --input 3x224x224"
+                "give the size it takes with --input (example= in Python), channels first"
             ) from error
 
 

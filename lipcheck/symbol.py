@@ -219,12 +219,15 @@ def grids(operator: Convolution, symbol: Symbol, tolerance: float) -> list[Grid]
 
 
 def as_matrix(operator: Convolution) -> Tensor:
-    """The finite operator's matrix, one per group. Shapes: (groups, outputs * n', inputs * n), the weight's dtype."""
+    """The finite operator's matrix in float64, one per group. Shapes: (groups, outputs * n', inputs * n).
+
+    Exact but for circular padding where the kernel wraps onto itself and taps are added: `aliasing_error`.
+    """
     groups, axes = operator.groups, operator.axes
     outputs, inputs = operator.weight.shape[0] // groups, operator.weight.shape[1]
     shape = (groups, outputs, *operator.output_size, inputs, *operator.input_size)
-    matrix = operator.weight.new_zeros(shape)
-    weight = operator.weight.reshape(groups, outputs, inputs, *operator.kernel)
+    matrix = operator.weight.new_zeros(shape, dtype=torch.float64)
+    weight = operator.weight.double().reshape(groups, outputs, inputs, *operator.kernel)
     for tap in itertools.product(*(range(k) for k in operator.kernel)):
         pairs = []
         for axis, k in enumerate(tap):
@@ -243,6 +246,11 @@ def as_matrix(operator: Convolution) -> Tensor:
         where = tuple(everything * 2 + rows + everything + columns)
         matrix[where] = matrix[where] + block
     return matrix.reshape(groups, outputs * math.prod(operator.output_size), inputs * math.prod(operator.input_size))
+
+
+def aliasing_error(operator: Convolution) -> float:
+    """Entrywise error of `as_matrix` relative to the sum of the |W_k|: zero unless taps fall onto one another."""
+    return rounding.gamma(math.prod(operator.kernel)) if operator.circular else 0.0
 
 
 def matrix_entries(operator: Convolution) -> int:

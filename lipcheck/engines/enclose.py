@@ -22,6 +22,7 @@ from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Operator,
 from lipcheck.symbol import (
     Grid,
     Symbol,
+    aliasing_error,
     as_matrix,
     convolution_symbol,
     embedding_points,
@@ -170,7 +171,8 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
         return _group_by_group(operator, symbol, settings)
     small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
     if small and operator.groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK:
-        return _matrix(as_matrix(operator), operator.uncertainty, settings)
+        bound = _matrix(as_matrix(operator), operator.uncertainty, settings)
+        return _blurred(bound.lower, bound.upper, _aliasing(operator, symbol), bound.method)
     found = certify(
         [symbol],
         grids(operator, symbol, settings.tolerance),
@@ -200,7 +202,13 @@ def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -
         found = _matrix(as_matrix(_groups_of(operator, order[:step])), operator.uncertainty, settings)
         best = Bound(max(best.lower, found.lower), max(best.upper, found.upper), "matrix")
         order, step = order[step:], min(2 * step, most)
-    return best
+    return _blurred(best.lower, best.upper, _aliasing(operator, symbol), best.method)
+
+
+def _aliasing(operator: Convolution, symbol: Symbol) -> float:
+    """What the norm of `as_matrix` is off by at most."""
+    error = aliasing_error(operator)
+    return error * (1 + operator.uncertainty) * symbol_magnitude(symbol) if error else 0.0
 
 
 def _groups_of(operator: Convolution, groups: Tensor) -> Convolution:
