@@ -70,16 +70,21 @@ def multiply_down(*values: float) -> float:
     return product
 
 
+def _exact(root: float, value: float) -> bool:
+    """Whether the root is a small integer, whose square is exact, or infinite."""
+    return math.isinf(root) or (root < 2**26 and root == int(root) and root * root == value)
+
+
 def sqrt_up(value: float) -> float:
     """At least the square root; exact squares of integers stay as they are."""
     root = math.sqrt(value)
-    return root if root == int(root) and root * root == value and root < 2**26 else up(root)
+    return root if _exact(root, value) else up(root)
 
 
 def sqrt_down(value: float) -> float:
     """At most the square root; exact squares of integers stay as they are."""
     root = math.sqrt(value)
-    return root if root == int(root) and root * root == value and root < 2**26 else down(root)
+    return root if _exact(root, value) else down(root)
 
 
 def scale_up(value: float, exponent: int) -> float:
@@ -183,5 +188,7 @@ def grid_ripple(degrees: tuple[int, ...], points: tuple[int, ...]) -> float:
     for degree, n in zip(degrees, points, strict=True):
         if n <= degree:
             raise ValueError(f"{n} grid points do not resolve a symbol of degree {degree}")
-        share = down(share * down(math.cos(math.pi * degree / (2 * n)), 4)) if degree else share
+        # The argument, near pi / 2 at worst, is off by less than 4 units, and so is its cosine: an absolute error.
+        cosine = max(0.0, math.cos(math.pi * degree / (2 * n)) - 8 * UNIT)
+        share = down(share * cosine) if degree else share
     return share

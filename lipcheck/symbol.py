@@ -21,6 +21,10 @@ from lipcheck import rounding
 from lipcheck.operators import Convolution, Dense
 
 
+# However large the tolerance, a corrected grid loses no more than this.
+_MOST_LOSS = 0.1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Symbol:
     """One symbol per group, with P_q for every exponent q of the shared lattice.
@@ -203,14 +207,15 @@ def grids(operator: Convolution, symbol: Symbol, tolerance: float) -> list[Grid]
     embedding = embedding_points(operator)
     degrees = symbol.degrees
     points, corrected = list(embedding), [0] * len(degrees)
-    loss = tolerance / (4 * len(degrees))
+    loss = min(tolerance, _MOST_LOSS) / (4 * len(degrees))
     for axis, degree in enumerate(degrees):
         if degree == 0:
             points[axis] = 1
         elif not operator.circular:
-            enough = math.ceil(degree * math.pi / (2 * math.acos(1 - loss))) + 1
+            # acos(1 - l) >= sqrt(2 l), so this many points lose at most l.
+            enough = degree * math.pi / (2 * math.sqrt(2 * loss)) + 1
             if enough < points[axis]:
-                points[axis], corrected[axis] = enough, degree
+                points[axis], corrected[axis] = math.ceil(enough), degree
     if operator.circular:
         return [Grid(tuple(points), (0,) * len(points))]
     share = rounding.grid_ripple(tuple(corrected), tuple(points))

@@ -36,7 +36,7 @@ from lipcheck.symbol import (
 # A finite operator whose smaller side is at most this is formed and bounded as the matrix it is,
 _MATRIX_SIDE = 2048
 # unless its Gram matrix would take more multiplications than this.
-_MATRIX_WORK = 2e10
+_MATRIX_WORK = 4e9
 # The same side for each group of a depthwise convolution, whose groups are looked at a few at a time.
 _GROUP_SIDE = 1024
 _GROUPS_AT_ONCE = 8
@@ -163,6 +163,8 @@ def _(operator: Separable, settings: Settings = DEFAULT_SETTINGS) -> Bound:
 @spectral_norm.register
 def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     operator = trimmed(operator)
+    if not bool(operator.weight.any()):
+        return Bound(0.0, 0.0, "zero")
     symbol = convolution_symbol(operator)
     if len(symbol.exponents) == 1 and _sees_whole_kernel(operator):
         return _matrix(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
@@ -194,6 +196,9 @@ def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -
     """
     candidates = grids(operator, symbol, settings.tolerance)
     uppers = bound_groups(symbol, candidates, settings.device, settings.memory).upper
+    if operator.uncertainty:
+        # What is found for a matrix is widened by its entries' uncertainty; so is what it is compared with.
+        uppers = uppers + operator.uncertainty * symbol_magnitude(symbol) * (1 + 1e-9)
     order = uppers.argsort(descending=True, stable=True)
     most = max(1, min(_GROUPS_AT_ONCE, settings.memory // (32 * math.prod(matrix_sides(operator)))))
     step = 1

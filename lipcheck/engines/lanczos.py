@@ -93,8 +93,9 @@ def attained(forward: Map, x: Tensor, *, terms: int, magnitude: float) -> float:
         return 0.0
     x = scaled_by_power(x, -math.frexp(largest)[1])
     length = float(torch.linalg.vector_norm(x))
-    image = float(torch.linalg.vector_norm(forward(x)))
-    summing = rounding.gamma(2 * max(x.numel(), 8) + 64)
+    output = forward(x)
+    image = float(torch.linalg.vector_norm(output))
+    summing = rounding.gamma(2 * max(x.numel(), output.numel()) + 64)
     quotient = image * (1 - summing) / (length * (1 + summing))
     return max(0.0, quotient * (1 - 8 * rounding.UNIT) - rounding.forward_error(terms) * magnitude * (1 + 1e-6))
 
