@@ -43,6 +43,7 @@ def capture(
     Errors: InputSizeError when the module does not take the input; CaptureError when it cannot be exported, has
             shapes that depend on values, or its capture computes something else.
     """
+    example = example.clone()  # a forward may write into its input
     args, kwargs = ((), {keyword: example}) if keyword else ((example,), {})
     expected = _run_eagerly(module, args, kwargs)
     with _quiet(), torch.no_grad():
@@ -50,12 +51,18 @@ def capture(
             program = torch.export.export(module, args, kwargs, strict=False)
             if not _readable(program.graph, known):
                 program = program.run_decompositions({})
-            captured = program.module()(*args, **kwargs)
+            captured = program.module()(*(x.clone() for x in args), **{n: x.clone() for n, x in kwargs.items()})
         except Exception as error:
             raise CaptureError(
                 f"{type(module).__name__} cannot be captured by torch.export: {_first_line(error)}; "
                 "audit a part of it that has no data-dependent shapes (its backbone)"
             ) from error
+    random = next((node for node in program.graph.nodes if _draws(node)), None)
+    if random is not None:
+        raise CaptureError(
+            f"{type(module).__name__} draws random numbers in its forward ({random.target}); "
+            "a network that is another one at every call cannot be audited"
+        )
     chosen, name, output = choose_output(expected)
     difference = _difference(output, pytree.tree_leaves(captured)[chosen])
     if not difference <= _UNFAITHFUL:
@@ -66,10 +73,17 @@ def capture(
     return _Reader(program).graph(chosen, name), difference
 
 
+def _draws(node: torch.fx.Node) -> bool:
+    """Whether a call is random; dropout is only while it is switched on."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return "dropout" not in str(node.target) or len(node.args) < 3 or bool(node.args[2])
+
+
 def _run_eagerly(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
     with torch.no_grad(), _quiet():
         try:
-            return module(*args, **kwargs)
+            return module(*(x.clone() for x in args), **{name: x.clone() for name, x in kwargs.items()})
         except Exception as error:
             shape = "x".join(map(str, (*args, *kwargs.values())[0].shape[1:]))
             raise InputSizeError(
@@ -173,6 +187,7 @@ class _Reader:
             if target in state
         }
         self.values: dict[str, Value] = {}
+        self.evaluated: dict[Any, Any] = {}
         self.nodes: list[Node] = []
 
     def graph(self, output: int, output_name: str) -> Graph:
@@ -241,15 +256,31 @@ class _Reader:
         return argument
 
     def _evaluate(self, node: torch.fx.Node) -> Any:
-        def real(argument: Any) -> Any:
-            found = self._argument(argument)
-            return torch.zeros(found.shape, dtype=found.dtype) if isinstance(found, Value) else found
+        """What a constant call returns; the same call on the same tensors returns the same tensor."""
+        names: list[Any] = []
 
-        args = torch.fx.node.map_arg(node.args, real)
-        kwargs = torch.fx.node.map_arg(node.kwargs, real)
+        def real(argument: torch.fx.Node) -> Any:
+            found = self._argument(argument)
+            if isinstance(found, Value):
+                names.append((found.shape, found.dtype))
+                return torch.zeros(found.shape, dtype=found.dtype)
+            names.append(id(found))
+            return found
+
+        args: Any = torch.fx.node.map_arg(node.args, real)
+        kwargs: Any = torch.fx.node.map_arg(node.kwargs, real)
         target: Any = node.target
-        with torch.no_grad():
-            return target(*args, **kwargs)
+        key = (
+            (target, str(node.args), str(node.kwargs)) if _writes(target) else (target, self._shape(node), tuple(names))
+        )
+        if key not in self.evaluated:
+            with torch.no_grad():
+                self.evaluated[key] = target(*args, **kwargs)
+        return self.evaluated[key]
+
+    def _shape(self, node: torch.fx.Node) -> str:
+        """A call's arguments with its tensors left out."""
+        return str(torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda argument: None))
 
     def _layer(self, node: torch.fx.Node) -> str:
         """The owner of the weight where there is one, else the module that made the call."""

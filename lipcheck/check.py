@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipcheck import sources
+from lipcheck import rounding, sources
 from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.capture import capture
 from lipcheck.engines.enclose import Settings
@@ -165,16 +165,19 @@ def _summary(loaded: sources.LoadedModel, output: str) -> ModelSummary:
 
 
 def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
-    ten = math.log(10)
-    upper = audit.log_upper / ten
     return NetworkReport(
-        log10_upper=upper if math.isinf(upper) else math.nextafter(upper * (1 + 4e-16 * (upper > 0)), math.inf),
-        log10_product=audit.log_product / ten,
+        log10_upper=_log10_up(audit.log_upper),
+        log10_product=_log10_up(audit.log_product),
         lower=lower,
         samples=samples,
         reason=audit.reason,
         elsewhere=dict(audit.elsewhere),
     )
+
+
+def _log10_up(log: float) -> float:
+    """At least log / log(10), and monotonic: the quotient is off by less than two units in the last place."""
+    return log if math.isinf(log) else rounding.up(log / math.log(10), 3)
 
 
 @dataclass

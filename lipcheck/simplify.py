@@ -85,7 +85,7 @@ def _fold_padding(graph: Graph, steps: dict[str, Step], users: dict[str, list[No
 def _with_padding(node: Node, operator: Convolution) -> Convolution | None:
     size = node.inputs[0].shape[2:]
     widths = list(node.arguments["pad"])
-    if len(widths) > 2 * len(size) or min(widths) < 0:
+    if len(widths) > 2 * len(size) or min(widths, default=0) < 0:
         return None
     widths += [0] * (2 * len(size) - len(widths))
     before = tuple(widths[2 * (len(size) - 1 - axis)] for axis in range(len(size)))
@@ -115,7 +115,7 @@ def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[
         while (following := _only_user(last.name, graph, users)) is not None:
             scaling = steps[following.name].operator
             if isinstance(scaling, Diagonal):
-                axis = 1 if isinstance(operator, Convolution) else len(last.shape) - 1
+                axis = _channel_axis(node, operator)
                 gain = channel_gain(scaling, last.shape, axis)
                 if gain is None:
                     break
@@ -128,6 +128,15 @@ def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[
         if names:
             merged_with = tuple(dict.fromkeys(names))
             steps[node.name] = replace(steps[node.name], merged=merged, merged_with=merged_with)
+
+
+def _channel_axis(node: Node, operator: Convolution | Dense) -> int:
+    """Where a linear layer's outputs stand: behind M x with the matrix on the left it is the last axis but one."""
+    if isinstance(operator, Convolution):
+        return 1
+    first = node.arguments.get("self")
+    left = node.op in (aten.mm.default, aten.matmul.default) and not isinstance(first, Value)
+    return len(node.shape) - (2 if left and len(node.inputs[0].shape) > 1 else 1)
 
 
 def _passes_channels(node: Node, operator: Operator) -> bool:

@@ -19,9 +19,9 @@ aten = torch.ops.aten
 
 # sup |f'|, rounded up.
 GELU = 1.128904146  # Phi(x) + x phi(x), at x = sqrt 2
-GELU_TANH = 1.128995586  # the tanh approximation
+GELU_TANH = 1.128993069  # the tanh approximation
 SILU = 1.099839321  # s(x) (1 + x (1 - s(x)))
-MISH = 1.088497884
+MISH = 1.088498162  # tanh(softplus) + x s sech^2(softplus), at 1.4906
 HARDSWISH = 1.5
 SELU = 1.758099341  # scale * alpha, at 0 from the left
 ERF = 1.128379168  # 2 / sqrt(pi)
@@ -80,6 +80,8 @@ def leaky_relu(node: Node) -> Operator:
 def elu(node: Node) -> Operator:
     """scale * (x for x > 0, alpha (exp(input_scale x) - 1) below)."""
     given = node.arguments
+    if float(given["input_scale"]) < 0:
+        return Unbounded("elu with a negative input scale grows exponentially")
     alpha, scale, inner = (abs(float(given[name])) for name in ("alpha", "scale", "input_scale"))
     return Pointwise("elu", up(scale * max(1.0, up(alpha * inner))) if (scale, inner) != (1, 1) else max(1.0, alpha))
 
@@ -178,6 +180,7 @@ _ERF_GATE: Expression = ("add", ("erf", ("mul", "x", _SQRT_HALF)), 1.0)
 _CUBIC: list[Expression] = [
     ("add", "x", ("mul", ("pow", "x", 3.0), 0.044715)),
     ("add", "x", ("mul", ("mul", ("mul", "x", "x"), "x"), 0.044715)),
+    ("add", "x", ("mul", ("mul", ("mul", "x", 0.044715), "x"), "x")),
 ]
 _TANH_GATES: list[Expression] = [("add", ("tanh", ("mul", cubic, _SQRT_2_OVER_PI)), 1.0) for cubic in _CUBIC]
 _FORMS: list[tuple[str, float, Expression]] = [

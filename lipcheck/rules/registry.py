@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lipcheck.graph import DependentError, Node
-from lipcheck.operators import Operator, Unbounded
+from lipcheck.operators import IDENTITY, Linear, Normalisation, Operator, Pointwise, Unbounded
 
 Rule = Callable[[Node], Operator]
 _RULES: dict[Callable[..., Any], Rule] = {}
@@ -43,6 +43,15 @@ def operator_of(node: Node, rules: Mapping[Callable[..., Any], Rule]) -> Operato
         return Unbounded("no rule for this operation")
     try:
         operator = function(node)
+        if (
+            len(node.inputs) > 1
+            and operator is not IDENTITY
+            and isinstance(operator, Linear | Pointwise | Normalisation)
+        ):
+            # A bias or a mean that depends on the input: the operator is of one activation alone.
+            return Unbounded("more than one of its operands depends on the input")
+        if any(not value.dtype.is_floating_point for value in node.inputs):
+            return Unbounded("its input is no floating-point number, so not continuous")
         return operator if _finite(operator) else Unbounded("its weights, as applied, are not finite")
     except DependentError as error:
         return Unbounded(f"its {error} depends on the input, so the operation multiplies two activations")

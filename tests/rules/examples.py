@@ -1,0 +1,391 @@
+"""For every operation with a rule, calls to draw: an ATen overload, an input shape, the other arguments."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+X = "the activation"
+Drawn = st.SearchStrategy["Example"]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One call. `X` stands for the activation, wherever it appears among the arguments.
+
+    `linear` calls have one Jacobian, whose norm the enclosure must contain; `bounded` is False where no finite
+    constant exists, so that the rule must say Unbounded.
+    """
+
+    op: Callable[..., Any]
+    shape: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    linear: bool = False
+    bounded: bool = True
+    behind: Callable[..., Any] | None = None  # the operation that picks one of the call's results
+
+    @property
+    def rule(self) -> Callable[..., Any]:
+        """The operation whose rule is exercised."""
+        return self.behind or self.op
+
+
+class Call(nn.Module):
+    """The example as a network: constants are buffers, of several results the last of floating point is returned."""
+
+    def __init__(self, example: Example) -> None:
+        super().__init__()
+        self.example = example
+        self.constants = nn.ParameterList(
+            nn.Parameter(part, requires_grad=False) for part in _flat(example.args) if isinstance(part, Tensor)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        constants = iter(self.constants)
+
+        def real(part: Any) -> Any:
+            if isinstance(part, list):
+                return [real(p) for p in part]
+            return next(constants) if isinstance(part, Tensor) else x if part is X else part
+
+        result = self.example.op(*(real(part) for part in self.example.args), **self.example.options)
+        if isinstance(result, Tensor):
+            return result
+        floating = [part for part in result if part.is_floating_point()]
+        chosen: Tensor = floating[0] if self.example.op in _FIRST else floating[-1]
+        return chosen
+
+
+def _flat(args: Any) -> list[Any]:
+    return [leaf for part in args for leaf in (_flat(part) if isinstance(part, list | tuple) else [part])]
+
+
+# The later results of these are statistics.
+_FIRST = {aten._native_batch_norm_legit_no_training.default, aten.native_layer_norm.default}
+
+
+def number(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False).map(lambda value: round(value, 3))
+
+
+@st.composite
+def tensors(draw: st.DrawFn, *shape: int, scale: float = 1.0) -> Tensor:
+    noise = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    return torch.randn(shape, generator=noise) * scale
+
+
+def calls(op: Any, *forms: Any, linear: bool = False, bounded: bool = True) -> tuple[Any, tuple[Drawn, ...]]:
+    """The op and a strategy for each form: (shape, args) or (shape, args, options), every entry fixed or drawn."""
+
+    def example(parts: Any) -> Example:
+        return Example(op, parts[0], tuple(parts[1]), parts[2] if len(parts) > 2 else {}, linear, bounded)
+
+    return op, tuple(st.tuples(*map(_strategy, form)).map(example) for form in forms)
+
+
+def _strategy(part: Any) -> st.SearchStrategy[Any]:
+    if isinstance(part, st.SearchStrategy):
+        return part
+    if isinstance(part, tuple | list):
+        parts = st.tuples(*map(_strategy, part))
+        return parts.map(list) if isinstance(part, list) else parts
+    if isinstance(part, dict):
+        return st.fixed_dictionaries({name: _strategy(value) for name, value in part.items()})
+    return st.just(part)
+
+
+@st.composite
+def convolved(draw: st.DrawFn, op: Any, axes: int, kind: str) -> Example:
+    groups = draw(st.sampled_from((1, 2)))
+    kernel = [draw(st.integers(1, 3)) for _ in range(axes)]
+    channels, outputs = groups, groups * draw(st.integers(1, 2))
+    stride = [draw(st.integers(1, 3)) for _ in range(axes)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(axes)]
+    size = [draw(st.integers(5, 6)) if axes < 3 else 5 for _ in range(axes)]
+    transposed = kind in ("transposed", "any transposed")
+    rows, columns = (channels, outputs // groups) if transposed else (outputs, channels // groups)
+    weight, bias = draw(tensors(rows, columns, *kernel)), draw(st.none() | tensors(outputs))
+    shape = (1, channels, *(n - 2 for n in size)) if transposed else (1, channels, *size)
+    padding = [draw(st.integers(0, (d * (k - 1)) // 2)) for d, k in zip(dilation, kernel, strict=True)]
+    extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    args: tuple[Any, ...]
+    if kind == "named":
+        same = draw(st.booleans())
+        args = (X, weight, bias, [1] * axes if same else stride, "same" if same else "valid", dilation, groups)
+    elif kind == "plain":
+        args = (X, weight, bias, stride, padding, dilation, groups)
+    elif kind == "transposed":
+        args = (X, weight, bias, stride, padding, extra, groups, dilation)
+    else:
+        extra = extra if transposed else [0] * axes
+        args = (X, weight, bias, stride, padding, dilation, transposed, extra, groups)
+    return Example(op, shape, args, linear=True)
+
+
+def _pools(op: Any, axes: int, *, largest: bool, linear: bool) -> tuple[Any, tuple[Drawn, ...]]:
+    @st.composite
+    def pooled(draw: st.DrawFn) -> Example:
+        size = [draw(st.integers(5, 7)) if axes < 3 else 5 for _ in range(axes)]
+        kernel = [draw(st.integers(2, 3)) for _ in range(axes)]
+        stride = draw(st.just([]) | st.tuples(*[st.integers(1, 3)] * axes).map(list))
+        padding = [draw(st.integers(0, 1)) for _ in range(axes)]
+        dilation = [draw(st.integers(1, 2)) for _ in range(axes)]
+        ceil = draw(st.booleans())
+        args: list[Any] = [X, kernel, stride, padding]
+        if largest:
+            args += [dilation, ceil]
+        else:
+            args += [ceil, draw(st.booleans())]
+            if axes > 1:
+                args.append(draw(st.sampled_from((None, None, 3, -2))))
+        return Example(op, (1, 1, *size), tuple(args), linear=linear)
+
+    return op, (pooled(),)
+
+
+def _adaptive(op: Any, axes: int, *, linear: bool) -> tuple[Any, tuple[Drawn, ...]]:
+    size = {1: (7,), 2: (5, 6), 3: (4, 3, 3)}[axes]
+    targets = st.tuples(*(st.integers(1, 8 - axes) for _ in range(axes))).map(list)
+    return calls(op, ((1, 2, *size), (X, targets)), linear=linear)
+
+
+FLAT = (1, 40)
+IMAGE = (1, 4, 3, 3)
+
+
+def _elementwise(op: Any, *more: Any, bounded: bool = True) -> tuple[Any, tuple[Drawn, ...]]:
+    return calls(op, (FLAT, (X, *more)), bounded=bounded)
+
+
+def _moved(op: Any, *forms: tuple[tuple[int, ...], tuple[Any, ...]]) -> tuple[Any, tuple[Drawn, ...]]:
+    return calls(op, *((shape, (X, *args)) for shape, args in forms), linear=True)
+
+
+def _batch_norms(op: Any, *rest: Any) -> tuple[Any, tuple[Drawn, ...]]:
+    variance = tensors(4).map(lambda v: v.abs() + 0.01)
+    weight = tensors(4) if "native" in str(op) else st.none() | tensors(4)
+    form = (X, weight, tensors(4), tensors(4), variance, *rest)
+    return calls(op, (IMAGE, form), ((1, 4), form), linear=True)
+
+
+_SMALL = number(0.01, 4)
+_COPYING = st.sampled_from(("reflect", "replicate", "circular"))
+_NEGATIVE_TOO = number(-3, 3)
+
+_TABLE: list[tuple[Any, Any]] = (
+    [
+        *((op, convolved(op, a, "plain")) for a, op in enumerate((aten.conv1d.default, aten.conv2d.default), 1)),
+        (aten.conv3d.default, convolved(aten.conv3d.default, 3, "plain")),
+        *((op, convolved(op, a, "named")) for a, op in enumerate((aten.conv1d.padding, aten.conv2d.padding), 1)),
+        (aten.conv3d.padding, convolved(aten.conv3d.padding, 3, "named")),
+        (aten.conv_transpose1d.default, convolved(aten.conv_transpose1d.default, 1, "transposed")),
+        (aten.conv_transpose2d.input, convolved(aten.conv_transpose2d.input, 2, "transposed")),
+        (aten.conv_transpose3d.input, convolved(aten.conv_transpose3d.input, 3, "transposed")),
+        (
+            aten.convolution.default,
+            tuple(convolved(aten.convolution.default, 2, kind) for kind in ("any", "any transposed")),
+        ),
+        calls(
+            aten.linear.default,
+            ((1, 6), (X, tensors(3, 6), tensors(3))),
+            ((1, 2, 6), (X, tensors(7, 6))),
+            linear=True,
+        ),
+        calls(aten.addmm.default, ((1, 6), (tensors(3), X, tensors(6, 3))), linear=True),
+        calls(aten.mm.default, ((1, 6), (X, tensors(6, 3))), ((4, 3), (tensors(2, 4), X)), linear=True),
+        calls(
+            aten.matmul.default,
+            ((1, 2, 6), (X, tensors(6, 3))),
+            ((1, 4, 3), (tensors(5, 4), X)),
+            ((1, 6), (X, tensors(6, 3))),
+            linear=True,
+        ),
+        _batch_norms(aten.batch_norm.default, False, 0.1, 1e-5, False),
+        _batch_norms(aten._native_batch_norm_legit_no_training.default, 0.1, 1e-5),
+        calls(
+            aten.mul.Tensor,
+            ((1, 4, 3), (X, tensors(4, 1))),
+            ((1, 4, 3), (tensors(1), X)),
+            ((1, 1, 3), (X, tensors(4, 3))),
+            ((1, 4, 3), (X, _NEGATIVE_TOO)),
+        ),
+        calls(aten.mul.Scalar, (FLAT, (X, _NEGATIVE_TOO)), linear=True),
+        calls(aten.div.Tensor, ((1, 4, 3), (X, tensors(4, 1))), ((1, 1, 3), (X, tensors(4, 3))), ((1, 3), (X, _SMALL))),
+        calls(aten.div.Scalar, (FLAT, (X, _SMALL)), linear=True),
+        calls(aten.neg.default, (FLAT, (X,)), linear=True),
+        *(
+            calls(
+                op,
+                (FLAT, (X, X), {"alpha": _NEGATIVE_TOO}),
+                ((1, 4, 3), (X, tensors(4, 1)), {"alpha": 2}),
+                ((1, 1, 3), (tensors(4, 3), X), {"alpha": _NEGATIVE_TOO}),
+            )
+            for op in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor)
+        ),
+        *(
+            calls(op, (FLAT, (X, _NEGATIVE_TOO, _NEGATIVE_TOO)))
+            for op in (aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar)
+        ),
+        calls(aten.cat.default, ((1, 4), ([X, X, tensors(1, 2)], 1)), ((1, 4), ([X, X], 0))),
+        calls(aten.stack.default, ((1, 4), ([X, X, X], st.integers(-1, 1)))),
+        calls(
+            aten.pad.default,
+            (IMAGE, (X, [1, -1, 0, 2, 1, 0], "constant", 0.7)),
+            (IMAGE, (X, [st.integers(-1, 2), 2, 1, st.integers(0, 2)], _COPYING)),
+            ((1, 2, 5), (X, [st.integers(-2, 4), st.integers(0, 4)], _COPYING)),
+            linear=True,
+        ),
+        calls(aten.constant_pad_nd.default, (IMAGE, (X, [1, 2, -1, 0], 3.0)), linear=True),
+        calls(aten.layer_norm.default, ((1, 2, 6), (X, [6], tensors(6), tensors(6), _SMALL)), ((1, 6), (X, [6]))),
+        calls(aten.native_layer_norm.default, ((1, 6), (X, [6], tensors(6), None, _SMALL))),
+        calls(
+            aten.group_norm.default,
+            (IMAGE, (X, 2, tensors(4), tensors(4), _SMALL)),
+            (IMAGE, (X, 4, None, None, 1e-3)),
+        ),
+        calls(
+            aten.instance_norm.default,
+            (IMAGE, (X, tensors(4), tensors(4), None, None, True, 0.1, _SMALL, False)),
+            (IMAGE, (X, None, None, None, None, True, 0.1, 1e-2, False)),
+        ),
+        calls(aten.softmax.int, ((1, 2, 5), (X, st.integers(-1, 2)))),
+        calls(aten._softmax.default, ((1, 5), (X, 1, False))),
+        calls(aten.log_softmax.int, ((1, 2, 5), (X, st.integers(1, 2)))),
+        calls(aten._log_softmax.default, ((1, 5), (X, 1, False))),
+        *(
+            _elementwise(getattr(aten, name).default)
+            for name in (
+                *("relu", "relu6", "silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh", "selu"),
+                *("log_sigmoid", "abs", "sin", "cos", "atan", "erf"),
+            )
+        ),
+        _elementwise(aten.hardtanh.default, number(-3, 0), number(0, 3)),
+        calls(aten.clamp.default, (FLAT, (X, st.none() | number(-1, 2), number(-1, 2)))),
+        _elementwise(aten.clamp_min.default, _NEGATIVE_TOO),
+        _elementwise(aten.clamp_max.default, _NEGATIVE_TOO),
+        _elementwise(aten.softshrink.default, number(0, 2)),
+        _elementwise(aten.softplus.default, number(0.1, 5) | number(-5, -0.1), st.integers(15, 40)),
+        calls(aten.gelu.default, (FLAT, (X,), {"approximate": st.sampled_from(("none", "tanh"))})),
+        _elementwise(aten.leaky_relu.default, _NEGATIVE_TOO),
+        _elementwise(aten.elu.default, _NEGATIVE_TOO, _NEGATIVE_TOO, number(0.1, 3)),
+        _elementwise(aten.celu.default, _SMALL),
+        calls(aten.prelu.default, (IMAGE, (X, tensors(4, scale=2))), (FLAT, (X, tensors(1)))),
+        calls(aten.threshold.default, (FLAT, (X, 0.5, 0.5))),
+        _elementwise(aten.hardshrink.default, 0),
+        *(
+            _elementwise(getattr(aten, name).default, bounded=False)
+            for name in ("exp", "square", "log", "sqrt", "rsqrt", "reciprocal")
+        ),
+        _elementwise(aten.pow.Tensor_Scalar, st.sampled_from((2, 3, 0.5, -1)), bounded=False),
+        *(
+            _pools(op, axes, largest=False, linear=True)
+            for axes, op in enumerate((aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default), 1)
+        ),
+        _adaptive(aten.adaptive_avg_pool1d.default, 1, linear=True),
+        _adaptive(aten.adaptive_avg_pool2d.default, 2, linear=True),
+        _adaptive(aten.adaptive_avg_pool3d.default, 3, linear=True),
+        _adaptive(aten._adaptive_avg_pool2d.default, 2, linear=True),
+        _adaptive(aten._adaptive_avg_pool3d.default, 3, linear=True),
+        *(
+            calls(op, (IMAGE, (X, st.sampled_from(([2, 3], [1], [-1], [0, 2])), st.booleans())), linear=True)
+            for op in (aten.mean.dim, aten.sum.dim_IntList)
+        ),
+        calls(aten.mean.default, (IMAGE, (X,)), linear=True),
+        calls(aten.sum.default, (IMAGE, (X,)), linear=True),
+        *(
+            _pools(op, axes, largest=True, linear=False)
+            for axes, op in enumerate((aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default), 1)
+        ),
+        _pools(aten.max_pool2d_with_indices.default, 2, largest=True, linear=False),
+        _pools(aten.max_pool3d_with_indices.default, 3, largest=True, linear=False),
+        _adaptive(aten.adaptive_max_pool1d.default, 1, linear=False),
+        _adaptive(aten.adaptive_max_pool2d.default, 2, linear=False),
+        _adaptive(aten.adaptive_max_pool3d.default, 3, linear=False),
+        *(calls(op, (IMAGE, (X, [2, 3], st.booleans()))) for op in (aten.amax.default, aten.amin.default)),
+        *(calls(op, (IMAGE, (X, 1, st.booleans()))) for op in (aten.max.dim, aten.min.dim)),
+        calls(aten.logsumexp.default, (IMAGE, (X, [1, 2], st.booleans()))),
+        *(
+            calls(op, ((1, 4, 3), (X, X)), ((1, 4, 3), (X, tensors(3))), ((1, 1, 3), (tensors(4, 3), X)))
+            for op in (aten.maximum.default, aten.minimum.default)
+        ),
+        (operator.getitem, st.just(Example(aten.split.Tensor, IMAGE, (X, 3, 1), linear=True, behind=operator.getitem))),
+        _moved(aten.view.default, (IMAGE, ([2, 18],))),
+        _moved(aten.reshape.default, (IMAGE, ([-1, 9],))),
+        _moved(aten._unsafe_view.default, (IMAGE, ([36],))),
+        calls(aten.view_as.default, (IMAGE, (X, tensors(9, 4))), linear=True),
+        calls(aten.reshape_as.default, (IMAGE, (X, tensors(9, 4))), linear=True),
+        _moved(aten.flatten.using_ints, (IMAGE, (1, 3))),
+        _moved(aten.unflatten.int, (IMAGE, (1, [2, 2]))),
+        _moved(aten.squeeze.default, ((1, 1, 3), ())),
+        _moved(aten.squeeze.dim, ((1, 1, 3), (1,))),
+        _moved(aten.squeeze.dims, ((1, 1, 3), ([0, 1],))),
+        _moved(aten.unsqueeze.default, (IMAGE, (2,))),
+        _moved(aten.permute.default, (IMAGE, ([0, 2, 3, 1],))),
+        _moved(aten.transpose.int, (IMAGE, (1, 3))),
+        _moved(aten.t.default, ((1, 6), ())),
+        _moved(aten.movedim.int, (IMAGE, (1, 3))),
+        _moved(aten.swapaxes.default, (IMAGE, (2, 1))),
+        _moved(aten.adjoint.default, (IMAGE, ())),
+        _moved(aten.mT.default, (IMAGE, ())),
+        _moved(aten.numpy_T.default, ((1, 6), ())),
+        _moved(aten.roll.default, (IMAGE, ([1, 2], [2, 3]))),
+        _moved(aten.flip.default, (IMAGE, ([1, 2],))),
+        _moved(aten.pixel_shuffle.default, (IMAGE, (2,))),
+        _moved(aten.pixel_unshuffle.default, ((1, 1, 4, 6), (2,))),
+        _moved(aten.channel_shuffle.default, (IMAGE, (2,)), (IMAGE, (1,))),
+        _moved(aten.native_channel_shuffle.default, (IMAGE, (2,))),
+        _moved(aten.slice.Tensor, (IMAGE, (1, st.integers(0, 1), 4, st.integers(1, 2))), (IMAGE, (3, -2, None))),
+        _moved(aten.select.int, (IMAGE, (1, st.integers(-4, 3)))),
+        _moved(aten.narrow.default, (IMAGE, (1, 1, 2))),
+        _moved(aten.diagonal.default, (IMAGE, (st.integers(-1, 1), 2, 3))),
+        _moved(aten.tril.default, (IMAGE, (st.integers(-1, 1),))),
+        _moved(aten.triu.default, (IMAGE, (st.integers(-1, 1),))),
+        _moved(aten.split.Tensor, (IMAGE, (3, 1))),
+        _moved(aten.split.sizes, (IMAGE, ([1, 3], 1))),
+        _moved(aten.split_with_sizes.default, (IMAGE, ([1, 3], 1))),
+        _moved(aten.chunk.default, (IMAGE, (3, 1))),
+        _moved(aten.unbind.int, (IMAGE, (1,))),
+        _moved(aten.tensor_split.sections, (IMAGE, (3, 1))),
+        _moved(aten.tensor_split.indices, (IMAGE, ([1, 2], 1))),
+        *(
+            _moved(getattr(aten, name).default, (IMAGE, ()))
+            for name in ("clone", "contiguous", "alias", "detach", "lift_fresh_copy")
+        ),
+        *(
+            _moved(getattr(aten, name).default, (IMAGE, (0.5, False)))
+            for name in ("dropout", "feature_dropout", "alpha_dropout")
+        ),
+        calls(aten._to_copy.default, (IMAGE, (X,), {"dtype": torch.float64}), linear=True),
+        _moved(aten.to.dtype, (IMAGE, (torch.float64,))),
+        calls(aten.to.dtype_layout, (IMAGE, (X,), {"dtype": torch.float64}), linear=True),
+        _moved(aten.to.device, (IMAGE, (torch.device("cpu"), torch.float64))),
+        _moved(aten.expand.default, ((1, 1, 3), ([2, 4, 3],))),
+        _moved(aten.repeat.default, ((1, 2, 3), ([2, 1, 2],))),
+        _moved(aten.tile.default, ((1, 2, 3), ([3, 2],))),
+        calls(
+            aten.index_select.default,
+            (IMAGE, (X, 1, st.lists(st.integers(0, 3), min_size=1, max_size=7).map(torch.tensor))),
+            linear=True,
+        ),
+        _moved(aten.upsample_nearest1d.vec, ((1, 1, 5), (None, [number(0.5, 3)]))),
+        _moved(
+            aten.upsample_nearest2d.vec,
+            ((1, 1, 3, 4), (None, [number(0.5, 2.5), 1.7])),
+            ((1, 2, 3, 3), ([5, 4], None)),
+        ),
+        _moved(aten.upsample_nearest3d.vec, ((1, 1, 2, 3, 2), (None, [1.5, number(0.7, 2), 2.0]))),
+        _moved(aten.upsample_nearest1d.default, ((1, 1, 5), ([st.integers(2, 12)],))),
+        _moved(aten.upsample_nearest2d.default, ((1, 1, 3, 4), ([7, st.integers(2, 9)],))),
+        _moved(aten.upsample_nearest3d.default, ((1, 1, 2, 3, 2), ([3, st.integers(2, 5), 4],))),
+    ]
+)  # fmt: skip
+# For every operation its forms, each to be drawn from.
+EXAMPLES: dict[Any, tuple[Drawn, ...]] = {op: forms if isinstance(forms, tuple) else (forms,) for op, forms in _TABLE}
