@@ -93,7 +93,7 @@ class _Prover:
         scale = int(self.family.exponent[items][~zero].max())
         # Groups are compared at one common scale.
         steps = torch.where(zero, 0, scale - self.family.exponent[items])
-        relative = torch.ldexp(torch.ones(len(items), dtype=torch.float64), steps)
+        relative = torch.tensor([2.0 ** min(step, 1000) for step in steps.tolist()], dtype=torch.float64)
         exact = self.family.real
         slack = min(1e-8 if exact else 1e-4, self.tolerance / 10)
         grid, place, vector = self._choose(items, relative, grids)

@@ -173,8 +173,8 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
         return _group_by_group(operator, symbol, settings)
     small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
     if small and operator.groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK:
-        bound = _matrix(as_matrix(operator), operator.uncertainty, settings)
-        return _blurred(bound.lower, bound.upper, _aliasing(operator, symbol), bound.method)
+        bound = _matrix(as_matrix(operator), 0.0, settings)
+        return _blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method)
     found = certify(
         [symbol],
         grids(operator, symbol, settings.tolerance),
@@ -196,24 +196,24 @@ def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -
     """
     candidates = grids(operator, symbol, settings.tolerance)
     uppers = bound_groups(symbol, candidates, settings.device, settings.memory).upper
-    if operator.uncertainty:
-        # What is found for a matrix is widened by its entries' uncertainty; so is what it is compared with.
-        uppers = uppers + operator.uncertainty * symbol_magnitude(symbol) * (1 + 1e-9)
     order = uppers.argsort(descending=True, stable=True)
     most = max(1, min(_GROUPS_AT_ONCE, settings.memory // (32 * math.prod(matrix_sides(operator)))))
     step = 1
     best = Bound(0.0, 0.0, "matrix")
     while len(order) and float(uppers[order[0]]) > best.upper:
-        found = _matrix(as_matrix(_groups_of(operator, order[:step])), operator.uncertainty, settings)
+        found = _matrix(as_matrix(_groups_of(operator, order[:step])), 0.0, settings)
         best = Bound(max(best.lower, found.lower), max(best.upper, found.upper), "matrix")
         order, step = order[step:], min(2 * step, most)
-    return _blurred(best.lower, best.upper, _aliasing(operator, symbol), best.method)
+    return _blurred(best.lower, best.upper, _uncertain(operator, symbol), best.method)
 
 
-def _aliasing(operator: Convolution, symbol: Symbol) -> float:
-    """What the norm of `as_matrix` is off by at most."""
-    error = aliasing_error(operator)
-    return error * (1 + operator.uncertainty) * symbol_magnitude(symbol) if error else 0.0
+def _uncertain(operator: Convolution, symbol: Symbol) -> float:
+    """What the norm of `as_matrix` is off by at most.
+
+    Every weight is uncertain by itself: in groups that are not the largest, and where circular taps cancel.
+    """
+    error = operator.uncertainty + aliasing_error(operator) * (1 + operator.uncertainty)
+    return error * symbol_magnitude(symbol) if error else 0.0
 
 
 def _groups_of(operator: Convolution, groups: Tensor) -> Convolution:
@@ -253,7 +253,8 @@ def _matrix(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
     magnitude = matrix_magnitude(scaled)
     lower = lanczos.attained(lambda v: scaled @ v, x, terms=scaled.shape[1], magnitude=magnitude)
     lower = rounding.scale_down(lower, exponent)
-    blur = uncertainty * rounding.scale_up(magnitude, exponent)
+    # Any matrix of the batch may be the largest once its entries move.
+    blur = uncertainty * symbol_magnitude(symbol) if uncertainty else 0.0
     return _blurred(lower, found.upper, blur, "matrix")
 
 

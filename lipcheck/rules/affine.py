@@ -237,7 +237,10 @@ def padding(node: Node) -> Operator:
     copies = 1
     for axis in range(len(widths) // 2):
         before, after = widths[2 * axis], widths[2 * axis + 1]
-        copies *= most_copies(pad_indices(shape[-1 - axis], before, after, mode))
+        try:
+            copies *= most_copies(pad_indices(shape[-1 - axis], before, after, mode))
+        except RuntimeError:
+            return Unbounded(f"{mode} padding by {before} and {after} of {shape[-1 - axis]} positions")
     return Indexing(copies)
 
 

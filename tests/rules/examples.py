@@ -239,8 +239,8 @@ _TABLE: list[tuple[Any, Any]] = (
         calls(
             aten.pad.default,
             (IMAGE, (X, [1, -1, 0, 2, 1, 0], "constant", 0.7)),
-            (IMAGE, (X, [st.integers(-1, 2), 2, 1, st.integers(0, 2)], _COPYING)),
-            ((1, 2, 5), (X, [st.integers(-2, 4), st.integers(0, 4)], _COPYING)),
+            (IMAGE, (X, [st.integers(0, 2), 2, 1, st.integers(0, 2)], _COPYING)),
+            ((1, 2, 5), (X, [st.integers(0, 4), st.integers(0, 4)], _COPYING)),
             linear=True,
         ),
         calls(aten.constant_pad_nd.default, (IMAGE, (X, [1, 2, -1, 0], 3.0)), linear=True),
