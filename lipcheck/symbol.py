@@ -20,7 +20,6 @@ from torch import Tensor
 from lipcheck import rounding
 from lipcheck.operators import Convolution, Dense
 
-
 # However large the tolerance, a corrected grid loses no more than this.
 _MOST_LOSS = 0.1
 
