@@ -61,7 +61,7 @@ def certify(
     first = symbols[0]
     if first.side == 1:
         return [_vectors(symbol, grids, device, memory) for symbol in symbols]
-    family = gram_family(list(symbols), max(1, _frequencies(grids[0])), device)
+    family = gram_family(list(symbols), max(1, _frequencies(grids[0])), device, memory)
     groups = first.coefficients.shape[0]
     prover = _Prover(family, groups, memory, tolerance)
     results = []

@@ -57,6 +57,9 @@ class GramFamily:
 
     @property
     def bytes_per_matrix(self) -> int:
+        """What one frequency takes: R, and F too where R is formed from it."""
+        if self.coefficients is not None:
+            return 16 * self.rows * (self.rows + self.coefficients.shape[3])
         return self.rows**2 * (8 if self.real else 16)
 
     def matrices(self, item: Tensor, grid: Grid, index: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -97,8 +100,11 @@ class GramFamily:
         return symbol @ symbol.mH
 
 
-def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device) -> GramFamily:
-    """The Gram family of symbols that share shapes and exponents, ready for about so many frequencies each."""
+def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device, memory: int = 1 << 40) -> GramFamily:
+    """The Gram family of symbols that share shapes and exponents, ready for about so many frequencies each.
+
+    R is formed from F where that is less work, and where the table of autocorrelations would not fit into `memory`.
+    """
     stacked = torch.cat([symbol.wide.coefficients for symbol in symbols]).to(device)
     exponents = symbols[0].exponents
     items, taps, r, c = stacked.shape
@@ -107,7 +113,8 @@ def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device) -
     magnitude = _magnitude(stacked, exponent)
     error = rounding.gram_error(taps * c, max(len(lags), taps))
     products = sum(len(p) for p in pairs)
-    if len(lags) > 1 and 2 * products > 8 * frequencies:
+    table_bytes = items * 2 * len(lags) * 2 * r * r * (8 + 4)
+    if len(lags) > 1 and (2 * products > 8 * frequencies or table_bytes > memory):
         scaled = torch.stack([scaled_by_power(one, -int(e)) for one, e in zip(stacked, exponent, strict=True)])
         return GramFamily(scaled, None, exponents, exponent, magnitude, r, error)
     single = len(lags) == 1
