@@ -17,7 +17,7 @@ from benchmarks.layers import Layer
 from benchmarks.measure import Reading, Result, Slack, lower_slack, upper_slack
 from benchmarks.methods import GRAM_ITERATIONS, POWER_STEPS
 from benchmarks.truth import ACCURACY
-from lipcheck.check import version
+from lipcheck.checking import version
 
 SCHEMA_VERSION = 1
 _TIMES = ("seconds", "a layer")

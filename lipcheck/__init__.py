@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lipcheck.bound import Bound
-    from lipcheck.check import check
+    from lipcheck.checking import check
     from lipcheck.errors import LipcheckError
     from lipcheck.report import LayerReport, NetworkReport, Report
 
@@ -20,7 +20,7 @@ _HOMES = {
     "LipcheckError": "lipcheck.errors",
     "NetworkReport": "lipcheck.report",
     "Report": "lipcheck.report",
-    "check": "lipcheck.check",
+    "check": "lipcheck.checking",
 }
 
 __all__ = ["Bound", "LayerReport", "LipcheckError", "NetworkReport", "Report", "check"]

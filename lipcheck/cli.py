@@ -296,7 +296,7 @@ def _checked(model: str, arguments: dict[str, Any], *, quiet: bool, debug: bool)
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
         progress.stage("loading libraries")
-        from lipcheck.check import check
+        from lipcheck.checking import check
 
         report: Report = check(model, progress=progress, **arguments)
     return report

@@ -213,6 +213,17 @@ def _positions(x: Tensor, axis: int, start: int, length: int) -> Tensor:
     return functional.pad(kept, edges)
 
 
+def multiplies_safely(operator: Dense | Convolution, gain: Tensor) -> bool:
+    """Whether no product of a weight and a gain, neither zero, leaves the range where float64 rounds relatively."""
+    weight = (operator.matrix if isinstance(operator, Dense) else operator.weight).double().abs()
+    gain = gain.double().abs()
+    if not bool(weight.any()) or not bool(gain.any()):
+        return True
+    low = math.log2(float(weight[weight > 0].min())) + math.log2(float(gain[gain > 0].min()))
+    high = math.log2(float(weight.max())) + math.log2(float(gain.max()))
+    return low > -1000 and high < 1000
+
+
 def scaled_rows(operator: Dense | Convolution, gain: Tensor, uncertainty: float) -> Dense | Convolution:
     """diag(gain) after `operator`: each output channel multiplied by its gain, in float64.
 

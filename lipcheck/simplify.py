@@ -22,6 +22,7 @@ from lipcheck.operators import (
     Operator,
     Pointwise,
     Unbounded,
+    multiplies_safely,
     scaled_rows,
 )
 from lipcheck.rules.affine import aten
@@ -115,9 +116,13 @@ def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[
         while (following := _only_user(last.name, graph, users)) is not None:
             scaling = steps[following.name].operator
             if isinstance(scaling, Diagonal):
+                if following.shape != node.shape:
+                    break  # axes were added in front: which one holds the channels is no longer known
                 axis = _channel_axis(node, operator)
                 gain = channel_gain(scaling, last.shape, axis)
                 if gain is None:
+                    break
+                if not multiplies_safely(merged, gain):
                     break
                 merged = scaled_rows(merged, gain, scaling.uncertainty)
                 names.append(following.layer)
@@ -154,6 +159,8 @@ def channel_gain(operator: Diagonal, shape: tuple[int, ...], axis: int) -> Tenso
     gain = operator.gain
     if gain.numel() == 1:
         return gain.reshape(1)
+    if gain.dim() > len(shape):
+        return None
     padded = (1,) * (len(shape) - gain.dim()) + tuple(gain.shape)
     if gain.numel() != padded[axis] or padded[axis] != shape[axis]:
         return None

@@ -40,7 +40,7 @@ def audit(monkeypatch):
                 raise result
             return result or example_report.small()
 
-        monkeypatch.setitem(sys.modules, "lipcheck.check", SimpleNamespace(check=check))
+        monkeypatch.setitem(sys.modules, "lipcheck.checking", SimpleNamespace(check=check))
         return cli.main(list(arguments))
 
     run.given = given

@@ -35,7 +35,7 @@ FLOORS = {
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
-    "lipcheck.check": 6,
+    "lipcheck.checking": 6,
     "lipcheck.training": 6,
     "lipcheck.renderers": 7,
     "lipcheck.completion": 7,
@@ -152,8 +152,8 @@ def test_every_module_has_a_floor_of_its_own():
     [
         ("lipcheck.bound", "import lipcheck.report"),
         ("lipcheck.engines.lanczos", "from lipcheck.rules import registry"),
-        ("lipcheck.check", "def f():\n    from lipcheck import renderers"),
-        ("lipcheck.renderers.table", "from lipcheck.check import check"),
+        ("lipcheck.checking", "def f():\n    from lipcheck import renderers"),
+        ("lipcheck.renderers.table", "from lipcheck.checking import check"),
     ],
 )
 def test_the_test_sees_an_upward_import(module, source):

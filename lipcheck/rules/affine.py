@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipcheck.graph import Node, Value
+from lipcheck.graph import DependentError, Node, Value
 from lipcheck.operators import (
     IDENTITY,
     Concatenation,
@@ -34,15 +34,12 @@ def per_axis(value: int | list[int], axes: int) -> tuple[int, ...]:
 def input_of(node: Node, name: str = "input") -> Value:
     """The activation of a node whose other operands are constant.
 
-    Errors: DependentError of the operand when the activation is not where it belongs.
+    Errors: DependentError of the operand that depends on the input in its place.
     """
     argument = node.arguments[name]
     if not isinstance(argument, Value):
-        # Then the activation is the weight.
-        for other in ("weight", "other", "mat2"):
-            if other in node.arguments:
-                node.constant(other)
-    assert isinstance(argument, Value)
+        other = next(key for key, value in node.arguments.items() if isinstance(value, Value))
+        raise DependentError(other)
     return argument
 
 
@@ -96,6 +93,8 @@ def any_convolution(node: Node) -> Operator:
 @rule(aten.linear.default)
 def linear(node: Node) -> Operator:
     input_of(node)
+    if node.constant("weight").dim() != 2:
+        return Unbounded("linear with a weight that is no matrix")
     return Dense(node.constant("weight"))
 
 
@@ -161,15 +160,21 @@ def scaling(node: Node) -> Operator:
     value, factor = (first, second) if isinstance(first, Value) else (second, first)
     if dividing and value is second:
         return Unbounded("division by an activation")
+    if isinstance(factor, complex):
+        return Unbounded("scaling by complex numbers")
     gain = torch.as_tensor(factor, dtype=torch.float64) if not isinstance(factor, Tensor) else factor.detach().double()
     if dividing:
         gain = 1 / gain
+    if isinstance(factor, Tensor) and factor.is_complex():
+        return Unbounded("scaling by complex numbers")
     if not bool(torch.isfinite(gain).all()):
         return Unbounded("scaling by a factor that is not finite")
     copies = math.prod(node.shape) // max(1, math.prod(value.shape))
     if copies > 1:
         return Sum((up(sqrt_up(copies) * up(float(gain.abs().max()), 4)),))
-    return Diagonal(gain, 4 * UNIT if dividing else 0.0)
+    # A number written in the code is rounded to the activations' precision when the network runs.
+    rounded = 0.0 if isinstance(factor, Tensor) or torch.equal(gain, gain.float().double()) else 2.0**-24
+    return Diagonal(gain, rounded + (4 * UNIT if dividing else 0.0))
 
 
 @rule(aten.neg.default)

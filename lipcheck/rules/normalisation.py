@@ -7,6 +7,7 @@ import torch
 from lipcheck.graph import Node
 from lipcheck.operators import Normalisation, Operator, Unbounded
 from lipcheck.rounding import sqrt_down, sqrt_up, up
+from lipcheck.rules.affine import input_of
 from lipcheck.rules.registry import rule
 
 aten = torch.ops.aten
@@ -15,6 +16,7 @@ aten = torch.ops.aten
 @rule(aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
 def statistics_norm(node: Node) -> Operator:
     """The Jacobian is (gamma / sigma)(I - 11'/d - xx'/d) with sigma >= sqrt(eps): at most max|gamma| / sqrt(eps)."""
+    input_of(node)
     eps = float(node.arguments["eps"])
     if node.arguments.get("use_input_stats") is False:
         return Unbounded("instance norm with running statistics has no rule yet")

@@ -59,7 +59,8 @@ def fixed_slope(node: Node) -> Operator:
 def softplus(node: Node) -> Operator:
     """log(1 + exp(beta x)) / beta has slope below 1; above the threshold it is x, a jump of log1p(exp(-t)) / beta.
 
-    The jump is there in the floating-point function only when the threshold is small: then there is no constant.
+    The bound is that of the function without the jump, which is 2e-9 at the usual threshold of 20: an artefact of
+    evaluation, like rounding. Where the jump is larger than float32 resolves, there is no constant.
     """
     if node.arguments["threshold"] < 15:
         return Unbounded("softplus jumps at a threshold this low")
