@@ -7,6 +7,7 @@ depend on the input is evaluated for real: standardised weights, parametrization
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import operator
 import re
@@ -56,7 +57,7 @@ def capture(
         except Exception as error:
             raise CaptureError(
                 f"{type(module).__name__} cannot be captured by torch.export: {_first_line(error)}; "
-                "audit a part of it that has no data-dependent shapes (its backbone)"
+                "audit a part of it whose path and shapes do not depend on values (its backbone)"
             ) from error
     random = next((node for node in program.graph.nodes if _draws(node)), None)
     if random is not None:
@@ -75,10 +76,14 @@ def capture(
 
 
 def _draws(node: torch.fx.Node) -> bool:
-    """Whether a call is random; dropout is only while it is switched on."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+    """Whether a call is random. Dropout, attention and recurrent layers are only while their dropout is switched on."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    return "dropout" not in str(node.target) or len(node.args) < 3 or bool(node.args[2])
+    given = {p.name: p.default_value for p in schema.arguments if p.has_default_value()}
+    given |= dict(zip((p.name for p in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    switches = [given[name] for name in ("train", "training", "dropout_p", "dropout") if name in given]
+    return not switches or all(switches)
 
 
 def _run_eagerly(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
@@ -327,14 +332,11 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's own warnings and logs are not the user's."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

@@ -41,7 +41,7 @@ def check(
     threads: int | None = None,
     samples: int = 2,
     progress: bool | Progress = False,
-    rules: Mapping[Callable[..., Any], Rule] = DEFAULT_RULES,
+    rules: Mapping[Callable[..., Any], Rule] | None = None,
 ) -> Report:
     """The audit of one network: every linear layer enclosed, and the network bounded.
 
@@ -54,10 +54,17 @@ def check(
     Errors: UsageError for an option that means nothing; SourceError for a model or weights that cannot be opened;
         CaptureError where the graph cannot be had.
     """
-    if not 0 < tolerance < math.inf:
-        raise UsageError(f"tolerance is {tolerance}; give a positive number, such as 1e-3")
-    if samples < 0 or (threads is not None and threads < 1) or (memory is not None and memory < 1):
-        raise UsageError("samples, threads and memory count things: give positive numbers")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
+        raise UsageError(f"tolerance is {tolerance!r}; give a positive number, such as 1e-3")
+    for name, count, least in (
+        ("samples", samples, 0),
+        ("seed", seed, 0),
+        ("threads", threads, 1),
+        ("memory", memory, 1),
+    ):
+        if count is not None and (not isinstance(count, int) or count < least):
+            raise UsageError(f"{name} is {count!r}; give a whole number of at least {least}")
+    rules = DEFAULT_RULES if rules is None else rules
     settings = Settings(tolerance, _device(device), memory or _DEFAULT_MEMORY)
     with _threads(threads), _shown(progress) as display:
         clock = _Clock(display)
@@ -117,6 +124,7 @@ def _loaded(
     model: str | nn.Module, example: Tensor | None, weights: str, seed: int, input_size: tuple[int, ...] | None
 ) -> sources.LoadedModel:
     if isinstance(model, nn.Module):
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         if weights != "pretrained":
             raise UsageError("weights are chosen for a model that is named; a module in hand is audited as it is")
         refuse_nonfinite(model)
@@ -160,7 +168,7 @@ def _summary(loaded: sources.LoadedModel, output: str) -> ModelSummary:
         parameters=sum(p.numel() for p in loaded.module.parameters()),
         input_shape=tuple(loaded.example.shape[1:]),
         output=output,
-        notes=tuple(loaded.notes),
+        notes=(*loaded.notes, *([f"only the output {output} is bounded"] if output else [])),
     )
 
 
@@ -177,7 +185,7 @@ def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
 
 def _log10_up(log: float) -> float:
     """At least log / log(10), and monotonic: the quotient is off by less than two units in the last place."""
-    return log if math.isinf(log) else rounding.up(log / math.log(10), 3)
+    return log if math.isinf(log) or log == 0 else rounding.up(log / math.log(10), 3)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lipcheck.capture import choose_output
 
@@ -35,6 +36,12 @@ def sampled_norm(
     at the next; the best pair is then evaluated in float64. The module is not changed.
     Shapes: example with its batch axis of one. Source: maths, section 6, the last line.
     """
+    # Fused attention has no second derivative; its plain form is the same function.
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
+        return _sampled_norm(module, example, keyword, samples, seed)
+
+
+def _sampled_norm(module: nn.Module, example: Tensor, keyword: str, samples: int, seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
     function = _function(module, keyword, None)
     direction: Tensor | None = None
@@ -51,7 +58,7 @@ def sampled_norm(
 def _function(module: nn.Module, keyword: str, precision: torch.dtype | None) -> Function:
     """The module as a function of its input alone, its weights detached and in this precision."""
     state = {
-        name: tensor.detach().to(precision if tensor.is_floating_point() else None)
+        name: _plain(tensor).to(precision if tensor.is_floating_point() else None)
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
     }
 
@@ -60,6 +67,11 @@ def _function(module: nn.Module, keyword: str, precision: torch.dtype | None) ->
         return choose_output(torch.func.functional_call(module, state, args, kwargs))[2]
 
     return call
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor without its history; a copy where it was made in inference mode, which autograd refuses."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
 def _power_iteration(function: Function, x: Tensor, v: Tensor, steps: int) -> tuple[float, Tensor | None]:

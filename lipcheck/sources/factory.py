@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import ModuleType
 
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 
 from lipcheck.errors import InputSizeError, SourceError, UnknownModelError, WeightsError
 from lipcheck.sources.blueprint import Blueprint, Size
-from lipcheck.sources.names import unknown
 from lipcheck.sources.wording import plain, reason
 
 
@@ -32,7 +32,9 @@ def factory(name: str) -> Blueprint:
         for part in attribute.split("."):
             if not hasattr(function, part):
                 offered = [one for one in dir(function) if callable(getattr(function, one)) and not one.startswith("_")]
-                raise unknown(name, part, {one: f"{path}:{one}" for one in offered})
+                near = get_close_matches(part, offered, n=3) or offered[:3]
+                hint = f"; it has {', '.join(near)}" if near else ""
+                raise UnknownModelError(f"{name}: {path} has no function {plain(part) or 'without a name'}{hint}")
             function = getattr(function, part)
     if not callable(function):
         raise SourceError(f"{name}: {type(function).__name__}, not a function that returns a torch.nn.Module")
@@ -65,6 +67,8 @@ def _imported(name: str, path: str) -> ModuleType:
 
 
 def _called(name: str, function: Callable[[], object]) -> nn.Module:
+    if isinstance(function, nn.Module):
+        return function  # the module itself stands under the name
     try:
         with _working_directory_importable():
             built = function()
