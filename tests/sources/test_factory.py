@@ -111,7 +111,7 @@ def test_a_checkpoint_fills_a_factory(module, tmp_path):
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
-        ("sizd", UnknownModelError, "nearest names are .*:sized"),
+        ("sizd", UnknownModelError, "no function sizd; it has sized"),
         ("a_list", SourceError, "returned list, not a torch.nn.Module"),
         ("needs", SourceError, "called without arguments, raised TypeError"),
         ("fails", SourceError, "raised ValueError: first line$"),
