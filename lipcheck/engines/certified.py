@@ -19,7 +19,7 @@ from lipcheck.engines.vectors import bound_groups
 from lipcheck.symbol import Grid, Symbol
 
 # Frequencies at which a first guess is made, before all of them are proved.
-_GUESSES = 64
+_GUESSES = 48
 _WARM = 24 << 20
 
 
@@ -128,14 +128,14 @@ class _Prover:
         index = first.indices()
         pairs = torch.cartesian_prod(torch.arange(len(items)), torch.arange(len(index)))
         every = max(1, len(pairs) // _GUESSES)
-        value, place, vector = self._estimate(items, relative, first, index, pairs[::every], steps=8)
+        value, place, vector = self._estimate(items, relative, first, index, pairs[::every], steps=6)
         if len(grids) == 1:
             return first, place, vector
         best: tuple[float, Grid, Tensor, Tensor] | None = None
         for grid in grids:
             near = grid.neighbours(index[place[1]])
             pairs = torch.stack([place[0].expand(len(near)), torch.tensor(near)], dim=1)
-            value, at, top = self._estimate(items, relative, grid, grid.indices(), pairs, steps=8)
+            value, at, top = self._estimate(items, relative, grid, grid.indices(), pairs, steps=6)
             if best is None or value < best[0]:
                 best = (value, grid, at, top)
         assert best is not None

@@ -27,7 +27,7 @@ Map = Callable[[Tensor], Tensor]
 def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, accuracy: float) -> Tensor:
     """An input that the operator amplifies nearly as much as it can: never a claim until `attained` evaluates it.
 
-    Stops once four steps raised the estimated norm by less than `accuracy`, relatively: a start close to one singular
+    Stops once three steps raised the estimated norm by less than `accuracy`, relatively: a start close to one singular
     vector needs some steps before what it holds of another shows.
     Shapes: `start` is an input; so is the result. Source: Golub-Kahan with full reorthogonalisation.
     """
@@ -50,7 +50,7 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
         lefts[step] = left.flatten()
         diagonal.append(alpha)
         estimates.append(float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above), 2)))
-        if len(estimates) > 8 and estimates[-1] - estimates[-5] <= accuracy * estimates[-1]:
+        if len(estimates) > 7 and estimates[-1] - estimates[-4] <= accuracy * estimates[-1]:
             break
         back = _orthogonal(adjoint(left), rights[: step + 1])
         beta = float(torch.linalg.vector_norm(back))
