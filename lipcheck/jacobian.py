@@ -108,7 +108,8 @@ def _attained(module: nn.Module, keyword: str, x: Tensor, direction: Tensor) -> 
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                here, image = torch.func.jvp(function, (x.to(precision),), (v,))
+                result = torch.func.jvp(function, (x.to(precision),), (v,))
+                here, image = result[0], result[1]
                 # What the derivative says and the function does not do (detach, say) is no bound.
                 step = _STEP * torch.linalg.vector_norm(x.to(precision))
                 moved = (function(x.to(precision) + step * v) - here) / step
