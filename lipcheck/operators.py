@@ -245,7 +245,3 @@ def scaled_rows(operator: Dense | Convolution, gain: Tensor, uncertainty: float)
 def output_length(length: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
     """How many outputs a convolution has along one axis, `padding` being the sum of both sides."""
     return (length + padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

@@ -58,7 +58,7 @@ def simplify(graph: Graph, operators: Sequence[Operator]) -> list[Step]:
     }
     users = graph.users()
     _fold_padding(graph, steps, users)
-    _recognise_activations(graph, steps, users)
+    _recognise_activations(graph, steps)
     _merge_scalings(graph, steps, users)
     return [steps[node.name] for node in graph.nodes]
 
@@ -178,7 +178,7 @@ _BINARY = {"aten.mul": "mul", "aten.add": "add", "aten.sub": "sub", "aten.div": 
 _DEEPEST = 12
 
 
-def _recognise_activations(graph: Graph, steps: dict[str, Step], users: dict[str, list[Node]]) -> None:
+def _recognise_activations(graph: Graph, steps: dict[str, Step]) -> None:
     """x sigmoid(x) and its like: a product whose two sides are functions of one activation alone."""
     nodes = {node.name: node for node in graph.nodes}
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""Operators to Bounds: which engine takes which operator, batched where shapes agree."""
+"""Operators to Bounds: which engine takes which operator, side by side in a pool of threads."""
 
 from __future__ import annotations
 
@@ -40,8 +40,6 @@ _MATRIX_WORK = 4e9
 # The same side for each group of a depthwise convolution, whose groups are looked at a few at a time.
 _GROUP_SIDE = 1024
 _GROUPS_AT_ONCE = 8
-
-
 _CPU = torch.device("cpu")
 
 
