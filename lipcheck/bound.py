@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from lipcheck.proof import Proof
 
 Kind = Literal["certified", "probabilistic", "estimate"]
 
@@ -15,13 +17,16 @@ class Bound:
 
     Units:  output norm per input norm, Euclidean; `upper` may be inf, neither end is ever nan.
     `lower` is a norm attained by a vector that was evaluated, lowered by its rounding error.
-    `upper` is what `kind` says: "certified" is a theorem plus a rounding argument.
+    `upper` is what `kind` says: "certified" is a theorem plus a rounding argument, "probabilistic" holds with the
+    probability that `method` states, an "estimate" may lie on either side of the norm.
+    `proof` is what a certificate needs to check `upper` again; it is no part of a report's document.
     """
 
     lower: float
     upper: float
     method: str
     kind: Kind = "certified"
+    proof: Proof | None = field(default=None, compare=False, repr=False, metadata={"document": False})
 
     def __post_init__(self) -> None:
         assert 0 <= self.lower <= self.upper, f"not an enclosure: [{self.lower}, {self.upper}]"

@@ -37,7 +37,7 @@ def encode(value: Any, extended: Extended) -> Any:
 
 def _encode_fields(value: Any, extended: Extended) -> dict[str, Any]:
     document: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
+    for field in _written(type(value)):
         item = getattr(value, field.name)
         key = extended.get((type(value), field.name))
         if key is None:
@@ -94,7 +94,7 @@ def _decode_fields(kind: type, value: Any, extended: Extended, place: str) -> An
     if not isinstance(value, dict):
         _refuse(place, value, "an object")
     hints, given = _hints(kind), {}
-    for field in dataclasses.fields(kind):
+    for field in _written(kind):
         where = f"{place}.{field.name}" if place else field.name
         key = extended.get((kind, field.name))
         if field.name not in value:
@@ -111,6 +111,11 @@ def _decode_fields(kind: type, value: Any, extended: Extended, place: str) -> An
         return kind(**given)
     except AssertionError as error:  # the class's own invariants, broken by the document
         raise UsageError(f"this is no lipcheck report: {place}: {error}") from error
+
+
+def _written(kind: type) -> list[dataclasses.Field[Any]]:
+    """The fields that a document has: all but those marked document=False."""
+    return [field for field in dataclasses.fields(kind) if field.metadata.get("document", True)]
 
 
 @functools.cache

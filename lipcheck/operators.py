@@ -7,6 +7,7 @@ Every tensor of weights is taken as exact; where an entry had to be computed, `u
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -126,6 +127,70 @@ class Convolution(Linear):
             else:
                 full = _positions(full, axis, p, n)
         return full
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Padded(Linear):
+    """A convolution without padding of its own behind a padding that copies inputs: reflect, replicate, or circular
+    where it does not wrap around exactly.
+
+    Shapes: `convolution` has offset 0 and reads the padded input; `places` holds, per axis, the input position that
+    stands at each position of the padded axis; `input_size` is the size in front of the padding.
+    """
+
+    convolution: Convolution
+    places: tuple[Tensor, ...]
+    input_size: tuple[int, ...]
+    mode: str
+
+    @property
+    def copies(self) -> int:
+        """How often the most copied input stands in the padded one: the square of the padding's norm."""
+        return math.prod(int(torch.bincount(place).max()) for place in self.places)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x in the dtype of x. Shapes: x is (batch, inputs, *input_size)."""
+        for axis, place in enumerate(self.places, start=2):
+            x = x.index_select(axis, place.to(x.device))
+        return self.convolution.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A* y in the dtype of y. Shapes: y is (batch, outputs, *output_size)."""
+        x = self.convolution.adjoint(y)
+        for axis, (place, n) in enumerate(zip(self.places, self.input_size, strict=True), start=2):
+            shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
+            x = x.new_zeros(shape).index_add_(axis, place.to(x.device), x)
+        return x
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InfiniteConvolution(Linear):
+    """A convolution on an input without end: what a zero-padded one of any size is a compression of.
+
+    Its norm is the supremum of the symbol, an upper bound for zero padding at every input size, whatever the padding's
+    width, and the limit as the input grows. The offset has no meaning here.
+    Shapes: `weight` is (outputs, inputs / groups, *kernel); every tuple has one entry per spatial axis.
+    """
+
+    weight: Tensor
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+    uncertainty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearMap(Linear):
+    """Any linear map, known by what it and its adjoint do to tensors of float32 or float64.
+
+    Shapes: `apply` takes (1, *input_shape) to (1, *output_shape), `apply_adjoint` the other way.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    apply_adjoint: Callable[[Tensor], Tensor]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

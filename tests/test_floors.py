@@ -14,12 +14,14 @@ FLOORS = {
     "lipcheck.errors": 0,
     "lipcheck.rounding": 0,
     "lipcheck.bound": 0,
+    "lipcheck.proof": 0,
     "lipcheck.text": 0,
     "lipcheck.progress": 0,
     "lipcheck.operators": 1,
     "lipcheck.symbol": 1,
     "lipcheck.engines": 2,
     "lipcheck.certificate": 2,
+    "lipcheck.verification": 2,
     "lipcheck.graph": 3,
     "lipcheck.capture": 3,
     "lipcheck.simplify": 3,
@@ -35,6 +37,7 @@ FLOORS = {
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
+    "lipcheck.norms": 6,
     "lipcheck.checking": 6,
     "lipcheck.training": 6,
     "lipcheck.renderers": 7,
@@ -49,7 +52,7 @@ ONLY = {
     "lipcheck.capture": {"lipcheck.errors", "lipcheck.graph"},
     "lipcheck.graph": {"lipcheck.errors", "lipcheck.text"},
     "lipcheck.sources": {"lipcheck.errors", "lipcheck.text", "lipcheck.progress", "lipcheck.sources"},
-    "lipcheck.report": {"lipcheck.errors", "lipcheck.bound", "lipcheck.codec", "lipcheck.text"},
+    "lipcheck.report": {"lipcheck.errors", "lipcheck.bound", "lipcheck.proof", "lipcheck.codec", "lipcheck.text"},
     "lipcheck.renderers": {
         "lipcheck.errors",
         "lipcheck.bound",
@@ -68,8 +71,15 @@ PERMITTED = {
 NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub"}
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
-    *("errors", "bound", "text", "progress", "codec", "report", "explain", "completion", "options", "cli", "__main__"),
-    *("renderers.__init__", "renderers.numbers", "renderers.describe", "renderers.table", "renderers.terminal"),
+    *("proof", "errors", "bound", "text", "progress", "codec", "report", "explain", "completion", "options", "cli"),
+    *(
+        "__main__",
+        "renderers.__init__",
+        "renderers.numbers",
+        "renderers.describe",
+        "renderers.table",
+        "renderers.terminal",
+    ),
     *("renderers.notebook", "renderers.files", "__init__"),
 }
 

@@ -102,7 +102,7 @@ def test_schema_is_a_schema_and_names_every_field():
     classes |= {"unsupported": UnsupportedOperation, "run": RunSummary}
     derived = {"bound": {"slack", "status", "reason"}, "network": {"status", "product_status"}}
     for name, kind in classes.items():
-        fields = {field.name for field in dataclasses.fields(kind)}
+        fields = {field.name for field in dataclasses.fields(kind) if field.metadata.get("document", True)}
         assert set(SCHEMA["$defs"][name]["properties"]) == fields | derived.get(name, set())
     assert set(SCHEMA["properties"]) == {field.name for field in dataclasses.fields(Report)}
 
