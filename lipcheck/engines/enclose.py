@@ -19,6 +19,16 @@ from lipcheck.engines.certified import Certified, certify
 from lipcheck.engines.gram import matrix_magnitude, scaled_by_power
 from lipcheck.engines.vectors import bound_groups
 from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Operator, Separable
+from lipcheck.proof import (
+    CopiesProof,
+    DiagonalProof,
+    GridProof,
+    GroupsProof,
+    MatrixProof,
+    ProductProof,
+    Proof,
+    ZeroProof,
+)
 from lipcheck.symbol import (
     Grid,
     Symbol,
@@ -149,26 +159,29 @@ def _(operator: Dense, settings: Settings = DEFAULT_SETTINGS) -> Bound:
 @spectral_norm.register
 def _(operator: Diagonal, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     largest = float(operator.gain.detach().abs().max()) if operator.gain.numel() else 0.0
-    return _blurred(largest, largest, operator.uncertainty * largest, "diagonal")
+    return _blurred(largest, largest, operator.uncertainty * largest, "diagonal", DiagonalProof())
 
 
 @spectral_norm.register
 def _(operator: Indexing, settings: Settings = DEFAULT_SETTINGS) -> Bound:
-    return Bound(rounding.sqrt_down(operator.copies), rounding.sqrt_up(operator.copies), "copies")
+    lower, upper = rounding.sqrt_down(operator.copies), rounding.sqrt_up(operator.copies)
+    return Bound(lower, upper, "copies", proof=CopiesProof(operator.copies))
 
 
 @spectral_norm.register
 def _(operator: Separable, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     bounds = [_matrix(matrix[None], operator.uncertainty, settings) for matrix in operator.matrices]
     lower = rounding.multiply_down(*(bound.lower for bound in bounds))
-    return Bound(lower, rounding.multiply_up(*(bound.upper for bound in bounds)), "kronecker")
+    upper = rounding.multiply_up(*(bound.upper for bound in bounds))
+    proof = ProductProof(tuple(bound.proof for bound in bounds if bound.proof))
+    return Bound(lower, upper, "kronecker", proof=proof)
 
 
 @spectral_norm.register
 def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     operator = trimmed(operator)
     if not bool(operator.weight.any()):
-        return Bound(0.0, 0.0, "zero")
+        return Bound(0.0, 0.0, "zero", proof=ZeroProof())
     symbol = convolution_symbol(operator)
     if len(symbol.exponents) == 1 and _sees_whole_kernel(operator):
         return _matrix(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
@@ -178,7 +191,7 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
     if small and operator.groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK:
         bound = _matrix(as_matrix(operator), 0.0, settings)
-        return _blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method)
+        return _blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
     found = certify(
         [symbol],
         grids(operator, symbol, settings.tolerance),
@@ -189,7 +202,17 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     magnitude = symbol_magnitude(symbol)
     lower = _attained_by_convolution(operator, symbol, found, magnitude, settings)
     method = "circular" if operator.circular else ("embedding" if found.grid.share == 1 else "symbol grid")
-    return _blurred(lower, found.upper, operator.uncertainty * magnitude, f"{method} {found.grid.spread}")
+    blur = operator.uncertainty * magnitude
+    return _blurred(lower, found.upper, blur, f"{method} {found.grid.spread}", _grid_proof(operator, symbol, found))
+
+
+def _grid_proof(operator: Convolution, symbol: Symbol, found: Certified) -> Proof:
+    """What was proved on the grid, for a certificate."""
+    if not found.shared:
+        return GroupsProof(found.mu, found.grid.points)
+    short = (p < m for p, m in zip(found.grid.points, embedding_points(operator), strict=True))
+    corrected = tuple(degree > 0 and fewer for degree, fewer in zip(symbol.degrees, short, strict=True))
+    return GridProof(found.mu, found.grid.points, found.grid.half, corrected)
 
 
 def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -> Bound:
@@ -208,7 +231,8 @@ def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -
         found = _matrix(as_matrix(_groups_of(operator, order[:step])), 0.0, settings)
         best = Bound(max(best.lower, found.lower), max(best.upper, found.upper), "matrix")
         order, step = order[step:], min(2 * step, most)
-    return _blurred(best.lower, best.upper, _uncertain(operator, symbol), best.method)
+    proof = GroupsProof(best.upper, embedding_points(operator))
+    return _blurred(best.lower, best.upper, _uncertain(operator, symbol), best.method, proof)
 
 
 def _uncertain(operator: Convolution, symbol: Symbol) -> float:
@@ -248,7 +272,7 @@ def _matrix(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
         [symbol], [Grid((1,), (0,))], tolerance=settings.tolerance, device=settings.device, memory=settings.memory
     )[0]
     if found.peak is None:
-        return _blurred(0.0, found.upper, 0.0, "matrix")
+        return _blurred(0.0, found.upper, 0.0, "matrix", ZeroProof())
     matrix = batch[found.peak.group].cpu()
     exponent = math.frexp(float(matrix.abs().max()))[1]
     scaled = scaled_by_power(matrix, -exponent)
@@ -259,7 +283,7 @@ def _matrix(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
     lower = rounding.scale_down(lower, exponent)
     # Any matrix of the batch may be the largest once its entries move.
     blur = uncertainty * symbol_magnitude(symbol) if uncertainty else 0.0
-    return _blurred(lower, found.upper, blur, "matrix")
+    return _blurred(lower, found.upper, blur, "matrix", MatrixProof(found.mu))
 
 
 def symbol_magnitude(symbol: Symbol) -> float:
@@ -287,9 +311,9 @@ def _attained_by_convolution(
     return rounding.scale_down(lower, exponent)
 
 
-def _blurred(lower: float, upper: float, blur: float, method: str) -> Bound:
+def _blurred(lower: float, upper: float, blur: float, method: str, proof: Proof | None = None) -> Bound:
     """The enclosure widened by what the operator's own entries are uncertain by."""
     if blur:
         blur = rounding.up(blur, 4)
         lower, upper = rounding.down(max(0.0, lower - blur)), rounding.up(upper + blur)
-    return Bound(min(lower, upper), upper, method)
+    return Bound(min(lower, upper), upper, method, proof=proof)
