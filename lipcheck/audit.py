@@ -10,7 +10,8 @@ from typing import Any
 from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.compose import Composition, Factor, compose, own_factor
-from lipcheck.engines.enclose import Settings, cost, enclose
+from lipcheck.engines.enclose import cost, enclose
+from lipcheck.engines.settings import Settings
 from lipcheck.graph import Graph
 from lipcheck.operators import (
     Convolution,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lipcheck import rounding, sources
 from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.capture import capture
-from lipcheck.engines.enclose import Settings
+from lipcheck.engines.settings import Settings
 from lipcheck.errors import InputSizeError, UsageError
 from lipcheck.jacobian import sampled_norm
 from lipcheck.progress import Display, Progress, Silent

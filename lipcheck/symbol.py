@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lipcheck import rounding
-from lipcheck.operators import Convolution, Dense
+from lipcheck.operators import Convolution, Dense, Padded
 
 # However large the tolerance, a corrected grid loses no more than this.
 _MOST_LOSS = 0.1
@@ -250,6 +250,21 @@ def as_matrix(operator: Convolution) -> Tensor:
         where = tuple(everything * 2 + rows + everything + columns)
         matrix[where] = matrix[where] + block
     return matrix.reshape(groups, outputs * math.prod(operator.output_size), inputs * math.prod(operator.input_size))
+
+
+def padded_matrix(operator: Padded) -> Tensor:
+    """The matrix of a convolution and the padding in front of it, in float64, one per group.
+
+    Shapes: (groups, outputs * n', inputs * n). An entry is the sum of at most as many taps as the kernel has.
+    """
+    inner = operator.convolution
+    matrix = as_matrix(inner)
+    groups, rows = matrix.shape[:2]
+    matrix = matrix.reshape(groups, rows, -1, *inner.input_size)
+    for axis, (place, n) in enumerate(zip(operator.places, operator.input_size, strict=True), start=3):
+        shape = (*matrix.shape[:axis], n, *matrix.shape[axis + 1 :])
+        matrix = matrix.new_zeros(shape).index_add_(axis, place.to(matrix.device), matrix)
+    return matrix.reshape(groups, rows, -1)
 
 
 def aliasing_error(operator: Convolution) -> float:

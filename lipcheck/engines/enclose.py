@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import singledispatch
 
 import torch
@@ -14,23 +14,33 @@ from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
-from lipcheck.engines import lanczos
+from lipcheck.engines import lanczos, padded, randomised
 from lipcheck.engines.certified import Certified, certify
-from lipcheck.engines.gram import matrix_magnitude, scaled_by_power
+from lipcheck.engines.gram import scaled_by_power
+from lipcheck.engines.matrix import blurred, bound_matrices, symbol_magnitude
+from lipcheck.engines.settings import DEFAULT_SETTINGS, Settings
 from lipcheck.engines.vectors import bound_groups
-from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, Operator, Separable
+from lipcheck.operators import (
+    Convolution,
+    Dense,
+    Diagonal,
+    Indexing,
+    InfiniteConvolution,
+    LinearMap,
+    Operator,
+    Padded,
+    Separable,
+)
 from lipcheck.proof import (
     CopiesProof,
     DiagonalProof,
     GridProof,
     GroupsProof,
-    MatrixProof,
     ProductProof,
     Proof,
     ZeroProof,
 )
 from lipcheck.symbol import (
-    Grid,
     Symbol,
     aliasing_error,
     as_matrix,
@@ -39,7 +49,6 @@ from lipcheck.symbol import (
     grids,
     matrix_entries,
     matrix_sides,
-    matrix_symbol,
     trimmed,
 )
 
@@ -50,25 +59,6 @@ _MATRIX_WORK = 4e9
 # The same side for each group of a depthwise convolution, whose groups are looked at a few at a time.
 _GROUP_SIDE = 1024
 _GROUPS_AT_ONCE = 8
-_CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How an engine works. `memory` is what one batch may hold at a time, in bytes.
-
-    `tight` lets a convolution whose slack is above the tolerance climb the ladder of finite methods, each operator
-    within `time_budget` estimated seconds.
-    """
-
-    tolerance: float = 1e-3
-    device: torch.device = _CPU
-    memory: int = 1 << 30
-    tight: bool = False
-    time_budget: float = math.inf
-
-
-DEFAULT_SETTINGS = Settings()
 
 
 def enclose(
@@ -153,13 +143,13 @@ def spectral_norm(operator: Operator, settings: Settings = DEFAULT_SETTINGS) -> 
 
 @spectral_norm.register
 def _(operator: Dense, settings: Settings = DEFAULT_SETTINGS) -> Bound:
-    return _matrix(operator.matrix[None], operator.uncertainty, settings)
+    return bound_matrices(operator.matrix[None], operator.uncertainty, settings)
 
 
 @spectral_norm.register
 def _(operator: Diagonal, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     largest = float(operator.gain.detach().abs().max()) if operator.gain.numel() else 0.0
-    return _blurred(largest, largest, operator.uncertainty * largest, "diagonal", DiagonalProof())
+    return blurred(largest, largest, operator.uncertainty * largest, "diagonal", DiagonalProof())
 
 
 @spectral_norm.register
@@ -170,7 +160,7 @@ def _(operator: Indexing, settings: Settings = DEFAULT_SETTINGS) -> Bound:
 
 @spectral_norm.register
 def _(operator: Separable, settings: Settings = DEFAULT_SETTINGS) -> Bound:
-    bounds = [_matrix(matrix[None], operator.uncertainty, settings) for matrix in operator.matrices]
+    bounds = [bound_matrices(matrix[None], operator.uncertainty, settings) for matrix in operator.matrices]
     lower = rounding.multiply_down(*(bound.lower for bound in bounds))
     upper = rounding.multiply_up(*(bound.upper for bound in bounds))
     proof = ProductProof(tuple(bound.proof for bound in bounds if bound.proof))
@@ -184,14 +174,13 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
         return Bound(0.0, 0.0, "zero", proof=ZeroProof())
     symbol = convolution_symbol(operator)
     if len(symbol.exponents) == 1 and _sees_whole_kernel(operator):
-        return _matrix(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
+        return bound_matrices(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
     sides = matrix_sides(operator)
     if symbol.side == 1 and operator.groups > 1 and min(sides) <= _GROUP_SIDE:
         return _group_by_group(operator, symbol, settings)
-    small = min(sides) <= _MATRIX_SIDE and matrix_entries(operator) * 16 <= settings.memory
-    if small and operator.groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK:
-        bound = _matrix(as_matrix(operator), 0.0, settings)
-        return _blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
+    if _formed(operator.groups, sides, matrix_entries(operator), settings):
+        bound = bound_matrices(as_matrix(operator), 0.0, settings)
+        return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
     found = certify(
         [symbol],
         grids(operator, symbol, settings.tolerance),
@@ -203,7 +192,7 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     lower = _attained_by_convolution(operator, symbol, found, magnitude, settings)
     method = "circular" if operator.circular else ("embedding" if found.grid.share == 1 else "symbol grid")
     blur = operator.uncertainty * magnitude
-    return _blurred(lower, found.upper, blur, f"{method} {found.grid.spread}", _grid_proof(operator, symbol, found))
+    return blurred(lower, found.upper, blur, f"{method} {found.grid.spread}", _grid_proof(operator, symbol, found))
 
 
 def _grid_proof(operator: Convolution, symbol: Symbol, found: Certified) -> Proof:
@@ -213,6 +202,35 @@ def _grid_proof(operator: Convolution, symbol: Symbol, found: Certified) -> Proo
     short = (p < m for p, m in zip(found.grid.points, embedding_points(operator), strict=True))
     corrected = tuple(degree > 0 and fewer for degree, fewer in zip(symbol.degrees, short, strict=True))
     return GridProof(found.mu, found.grid.points, found.grid.half, corrected)
+
+
+@spectral_norm.register
+def _(operator: InfiniteConvolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    from lipcheck.engines import branch
+
+    return branch.spectral_norm(operator, settings)
+
+
+@spectral_norm.register
+def _(operator: LinearMap, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    return randomised.spectral_norm(operator, settings)
+
+
+@spectral_norm.register
+def _(operator: Padded, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    inner = operator.convolution
+    if not bool(inner.weight.any()):
+        return Bound(0.0, 0.0, "zero", proof=ZeroProof())
+    if _formed(inner.groups, padded.sides(operator), matrix_entries(inner), settings):
+        return padded.formed(operator, settings)
+    return padded.behind(operator, spectral_norm(inner, settings), settings)
+
+
+def _formed(groups: int, sides: tuple[int, int], entries: int, settings: Settings) -> bool:
+    """Whether the finite operator is small enough to be bounded as the matrix it is."""
+    if min(sides) > _MATRIX_SIDE or entries * 16 > settings.memory:
+        return False
+    return groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK
 
 
 def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -> Bound:
@@ -228,11 +246,11 @@ def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -
     step = 1
     best = Bound(0.0, 0.0, "matrix")
     while len(order) and float(uppers[order[0]]) > best.upper:
-        found = _matrix(as_matrix(_groups_of(operator, order[:step])), 0.0, settings)
+        found = bound_matrices(as_matrix(_groups_of(operator, order[:step])), 0.0, settings)
         best = Bound(max(best.lower, found.lower), max(best.upper, found.upper), "matrix")
         order, step = order[step:], min(2 * step, most)
     proof = GroupsProof(best.upper, embedding_points(operator))
-    return _blurred(best.lower, best.upper, _uncertain(operator, symbol), best.method, proof)
+    return blurred(best.lower, best.upper, _uncertain(operator, symbol), best.method, proof)
 
 
 def _uncertain(operator: Convolution, symbol: Symbol) -> float:
@@ -262,38 +280,6 @@ def _sees_whole_kernel(operator: Convolution) -> bool:
     )
 
 
-def _matrix(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
-    """The largest norm of a batch of matrices: one proof each, and the lower end from the same eigenvector.
-
-    Shapes: (batch, rows, columns).
-    """
-    symbol = matrix_symbol(batch)
-    found = certify(
-        [symbol], [Grid((1,), (0,))], tolerance=settings.tolerance, device=settings.device, memory=settings.memory
-    )[0]
-    if found.peak is None:
-        return _blurred(0.0, found.upper, 0.0, "matrix", ZeroProof())
-    matrix = batch[found.peak.group].cpu()
-    exponent = math.frexp(float(matrix.abs().max()))[1]
-    scaled = scaled_by_power(matrix, -exponent)
-    scaled = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.T
-    x = scaled.T @ found.peak.vector.cpu().double().real
-    magnitude = matrix_magnitude(scaled)
-    lower = lanczos.attained(lambda v: scaled @ v, x, terms=scaled.shape[1], magnitude=magnitude)
-    lower = rounding.scale_down(lower, exponent)
-    # Any matrix of the batch may be the largest once its entries move.
-    blur = uncertainty * symbol_magnitude(symbol) if uncertainty else 0.0
-    return _blurred(lower, found.upper, blur, "matrix", MatrixProof(found.mu))
-
-
-def symbol_magnitude(symbol: Symbol) -> float:
-    """At least the norm of the sum of the |P_q|, the largest over the groups: it bounds the operator of |W|."""
-    largest = float(symbol.coefficients.abs().max())
-    exponent = math.frexp(largest)[1]
-    groups = (scaled_by_power(group, -exponent).abs().sum(0) for group in symbol.coefficients)
-    return rounding.scale_up(max(matrix_magnitude(group) for group in groups), exponent)
-
-
 def _attained_by_convolution(
     operator: Convolution, symbol: Symbol, found: Certified, magnitude: float, settings: Settings
 ) -> float:
@@ -309,11 +295,3 @@ def _attained_by_convolution(
     terms = operator.weight[0].numel()
     lower = lanczos.attained(scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent))
     return rounding.scale_down(lower, exponent)
-
-
-def _blurred(lower: float, upper: float, blur: float, method: str, proof: Proof | None = None) -> Bound:
-    """The enclosure widened by what the operator's own entries are uncertain by."""
-    if blur:
-        blur = rounding.up(blur, 4)
-        lower, upper = rounding.down(max(0.0, lower - blur)), rounding.up(upper + blur)
-    return Bound(min(lower, upper), upper, method, proof=proof)

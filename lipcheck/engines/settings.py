@@ -1,0 +1,28 @@
+"""How an engine works: the tolerance of its search, where it runs, and what it may use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an engine works. `memory` is what one batch may hold at a time, in bytes.
+
+    `tight` lets a convolution whose slack is above the tolerance climb the ladder of finite methods, each operator
+    within `time_budget` estimated seconds.
+    """
+
+    tolerance: float = 1e-3
+    device: torch.device = _CPU
+    memory: int = 1 << 30
+    tight: bool = False
+    time_budget: float = math.inf
+
+
+DEFAULT_SETTINGS = Settings()
