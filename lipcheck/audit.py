@@ -21,14 +21,16 @@ from lipcheck.operators import (
     Linear,
     Normalisation,
     Operator,
+    Padded,
     Pointwise,
     Separable,
     Unbounded,
+    Weighted,
+    uncertainty_of,
 )
 from lipcheck.report import LayerReport, UnsupportedOperation
 from lipcheck.simplify import Step, uniform_gain
 
-Weighted = (Convolution, Dense)
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
 
@@ -94,7 +96,7 @@ class _Bounds:
             if isinstance(merged, Linear) and merged is not own:
                 gain = uniform_gain(own, merged) if isinstance(own, Weighted) and isinstance(merged, Weighted) else None
                 if gain is not None and isinstance(merged, Weighted):
-                    self.scaled[_key(merged)] = (_key(own), abs(gain), merged.uncertainty)
+                    self.scaled[_key(merged)] = (_key(own), abs(gain), uncertainty_of(merged))
                 else:
                     self.planned.setdefault(_key(merged), merged)
         return sum(cost(operator) for operator in self.planned.values())
@@ -125,6 +127,9 @@ def _times(bound: Bound, gain: float, uncertainty: float) -> Bound:
 
 def _key(operator: Operator) -> Any:
     """Equal for operators that are the same map: the same weights in the same place of memory, the same geometry."""
+    if isinstance(operator, Padded):
+        places = tuple(tuple(place.tolist()) for place in operator.places)
+        return (operator.mode, operator.input_size, places, _key(operator.convolution))
     if isinstance(operator, Convolution):
         weight = operator.weight
         place = (weight.data_ptr(), tuple(weight.shape), weight.stride(), weight.dtype)
@@ -169,7 +174,7 @@ def _listed(step: Step) -> bool:
     if step.absorbed_by:
         return False
     operator = step.operator
-    if isinstance(operator, Convolution | Dense | Separable):
+    if isinstance(operator, Weighted | Separable):
         return True
     if isinstance(operator, Diagonal):
         return operator.gain.numel() > 1
@@ -211,20 +216,11 @@ def _row(step: Step, bounds: _Bounds, share: float | None) -> LayerReport:
         share=share,
     )
     before, after = node.inputs[0].shape, node.shape
+    if isinstance(operator, Padded):
+        inner = _convolution_row(row, operator.convolution)
+        return replace(inner, padding_mode=operator.mode, input_size=operator.input_size)
     if isinstance(operator, Convolution):
-        outputs, inputs = operator.weight.shape[0], operator.input_channels
-        sizes = operator.input_size, operator.output_size
-        return replace(
-            row,
-            kernel=operator.kernel,
-            stride=operator.stride,
-            dilation=operator.dilation,
-            groups=operator.groups,
-            channels=(outputs, inputs) if operator.transposed else (inputs, outputs),
-            padding_mode="circular" if operator.circular else "zeros",
-            input_size=sizes[1] if operator.transposed else sizes[0],
-            output_size=sizes[0] if operator.transposed else sizes[1],
-        )
+        return _convolution_row(row, operator)
     if isinstance(operator, Dense):
         return replace(row, channels=(operator.matrix.shape[1], operator.matrix.shape[0]))
     if isinstance(operator, Diagonal):
@@ -236,6 +232,22 @@ def _row(step: Step, bounds: _Bounds, share: float | None) -> LayerReport:
         input_size=before[2:],
         output_size=after[2:],
         channels=_channels(before, after),
+    )
+
+
+def _convolution_row(row: LayerReport, operator: Convolution) -> LayerReport:
+    outputs, inputs = operator.weight.shape[0], operator.input_channels
+    sizes = operator.input_size, operator.output_size
+    return replace(
+        row,
+        kernel=operator.kernel,
+        stride=operator.stride,
+        dilation=operator.dilation,
+        groups=operator.groups,
+        channels=(outputs, inputs) if operator.transposed else (inputs, outputs),
+        padding_mode="circular" if operator.circular else "zeros",
+        input_size=sizes[1] if operator.transposed else sizes[0],
+        output_size=sizes[0] if operator.transposed else sizes[1],
     )
 
 
@@ -255,6 +267,8 @@ def _window(arguments: Any, name: str, axes: int) -> tuple[int, ...]:
 
 def _kind(op: str, operator: Operator) -> str:
     """What people call the layer."""
+    if isinstance(operator, Padded):
+        operator = operator.convolution
     if isinstance(operator, Convolution):
         return f"conv_transpose{operator.axes}d" if operator.transposed else f"conv{operator.axes}d"
     if isinstance(operator, Dense):

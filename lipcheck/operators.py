@@ -278,9 +278,24 @@ def _positions(x: Tensor, axis: int, start: int, length: int) -> Tensor:
     return functional.pad(kept, edges)
 
 
-def multiplies_safely(operator: Dense | Convolution, gain: Tensor) -> bool:
+Weighted = Dense | Convolution | Padded
+
+
+def weights_of(operator: Weighted) -> Tensor:
+    """The matrix or the kernel."""
+    if isinstance(operator, Padded):
+        return operator.convolution.weight
+    return operator.matrix if isinstance(operator, Dense) else operator.weight
+
+
+def uncertainty_of(operator: Weighted) -> float:
+    """The relative error of the weights."""
+    return (operator.convolution if isinstance(operator, Padded) else operator).uncertainty
+
+
+def multiplies_safely(operator: Weighted, gain: Tensor) -> bool:
     """Whether no product of a weight and a gain, neither zero, leaves the range where float64 rounds relatively."""
-    weight = (operator.matrix if isinstance(operator, Dense) else operator.weight).double().abs()
+    weight = weights_of(operator).double().abs()
     gain = gain.double().abs()
     if not bool(weight.any()) or not bool(gain.any()):
         return True
@@ -289,11 +304,15 @@ def multiplies_safely(operator: Dense | Convolution, gain: Tensor) -> bool:
     return low > -1000 and high < 1000
 
 
-def scaled_rows(operator: Dense | Convolution, gain: Tensor, uncertainty: float) -> Dense | Convolution:
+def scaled_rows(operator: Weighted, gain: Tensor, uncertainty: float) -> Weighted:
     """diag(gain) after `operator`: each output channel multiplied by its gain, in float64.
 
     Shapes: `gain` has one entry per output channel of what the network applies, or one for all.
     """
+    if isinstance(operator, Padded):
+        inner = scaled_rows(operator.convolution, gain, uncertainty)
+        assert isinstance(inner, Convolution)
+        return replace(operator, convolution=inner)
     attribute = "matrix" if isinstance(operator, Dense) else "weight"
     weight = getattr(operator, attribute).double()
     gain = gain.double()

@@ -20,12 +20,15 @@ from lipcheck.operators import (
     Dense,
     Diagonal,
     Operator,
+    Padded,
     Pointwise,
     Unbounded,
+    Weighted,
     multiplies_safely,
     scaled_rows,
+    weights_of,
 )
-from lipcheck.rules.affine import aten
+from lipcheck.rules.affine import aten, pad_indices
 from lipcheck.rules.pointwise import Expression, scalar, written_out
 
 
@@ -69,7 +72,7 @@ def _only_user(name: str, graph: Graph, users: dict[str, list[Node]]) -> Node | 
 
 
 def _fold_padding(graph: Graph, steps: dict[str, Step], users: dict[str, list[Node]]) -> None:
-    """A pad node in front of a convolution becomes the convolution's own padding: zeros, or circular where exact."""
+    """A pad node in front of a convolution becomes its own padding: zeros, circular where exact, copies otherwise."""
     for node in graph.nodes:
         if node.op not in (aten.pad.default, aten.constant_pad_nd.default):
             continue
@@ -83,7 +86,7 @@ def _fold_padding(graph: Graph, steps: dict[str, Step], users: dict[str, list[No
             steps[following.name] = replace(steps[following.name], operator=folded)
 
 
-def _with_padding(node: Node, operator: Convolution) -> Convolution | None:
+def _with_padding(node: Node, operator: Convolution) -> Convolution | Padded | None:
     size = node.inputs[0].shape[2:]
     widths = list(node.arguments["pad"])
     if len(widths) > 2 * len(size) or min(widths, default=0) < 0:
@@ -95,24 +98,31 @@ def _with_padding(node: Node, operator: Convolution) -> Convolution | None:
     mode = node.arguments.get("mode", "constant")
     if mode == "constant":
         return replace(operator, offset=offset, input_size=size)
-    if mode != "circular" or any(operator.offset):
+    if any(operator.offset):
         return None
-    exact = all(
+    exact = mode == "circular" and all(
         n == s * outputs and reach <= n + b + a
         for n, s, outputs, reach, b, a in zip(
             size, operator.stride, operator.output_size, operator.reach, before, after, strict=True
         )
     )
-    return replace(operator, offset=before, input_size=size, circular=True) if exact else None
+    if exact:
+        return replace(operator, offset=before, input_size=size, circular=True)
+    try:
+        places = tuple(pad_indices(n, b, a, mode) for n, b, a in zip(size, before, after, strict=True))
+    except RuntimeError:
+        return None
+    return Padded(operator, places, size, mode)
 
 
 def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[Node]]) -> None:
     """Batch norms and per-channel scalings behind a linear layer that nothing else reads are folded into it."""
     for node in graph.nodes:
         operator = steps[node.name].operator
-        if not isinstance(operator, Convolution | Dense):
+        if not isinstance(operator, Weighted):
             continue
-        merged, names, last = operator, list[str](), node
+        merged: Weighted = operator
+        names, last = list[str](), node
         while (following := _only_user(last.name, graph, users)) is not None:
             scaling = steps[following.name].operator
             if isinstance(scaling, Diagonal):
@@ -135,9 +145,9 @@ def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[
             steps[node.name] = replace(steps[node.name], merged=merged, merged_with=merged_with)
 
 
-def _channel_axis(node: Node, operator: Convolution | Dense) -> int:
+def _channel_axis(node: Node, operator: Weighted) -> int:
     """Where a linear layer's outputs stand: behind M x with the matrix on the left it is the last axis but one."""
-    if isinstance(operator, Convolution):
+    if not isinstance(operator, Dense):
         return 1
     first = node.arguments.get("self")
     left = node.op in (aten.mm.default, aten.matmul.default) and not isinstance(first, Value)
@@ -263,10 +273,9 @@ def _expression(node: Node, source: str, nodes: dict[str, Node], depth: int) -> 
     return (symbol, first, second)
 
 
-def uniform_gain(before: Dense | Convolution, after: Dense | Convolution) -> float | None:
+def uniform_gain(before: Weighted, after: Weighted) -> float | None:
     """The factor g where `after` is exactly g times `before`, None where it is not."""
-    attribute = "matrix" if isinstance(before, Dense) else "weight"
-    first, second = getattr(before, attribute).double(), getattr(after, attribute)
+    first, second = weights_of(before).double(), weights_of(after)
     place = first.abs().argmax()
     if float(first.flatten()[place]) == 0:
         return None
