@@ -51,18 +51,18 @@ class GroupsProof(Proof):
 
 @dataclass(frozen=True, slots=True)
 class CellsProof(Proof):
-    """sup ||F|| <= mu on the whole torus, by cells whose union is the torus.
+    """sup ||F|| <= mu on the whole torus: ||F(c)|| <= mu cos(sum of D_a h_a / 2), every group, at each cell's centre c.
 
-    A cell has centre w, half-width h per axis and a bound nu with ||F(w)|| <= nu < mu; then the cell bound of section 3
-    gives ||F|| <= mu on it. Shapes: `centres` holds one tuple (one float per axis) a cell, `widths` h per axis a cell,
-    `values` nu a cell; `degrees` is the symbol's degree per axis.
+    F is the symbol as `engines.branch.infinite_symbol` reduces it, `degrees` its D per axis. At level l an axis has
+    N = points 2^l cells of half-width h = pi / N (a single one where D = 0, not halved), cell j has its centre at
+    pi (2 j + 1) / N. Shapes: `cells` holds (l, j per axis) for each cell. The cells tile the half torus whose first
+    axis with D > 0 runs over [0, pi]; F(-w) = conj F(w) gives the other half.
     """
 
     mu: float
     degrees: tuple[int, ...]
-    centres: tuple[tuple[float, ...], ...]
-    widths: tuple[tuple[float, ...], ...]
-    values: tuple[float, ...]
+    points: tuple[int, ...]
+    cells: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +111,12 @@ class ScaledProof(Proof):
 
     gain: float
     inner: Proof
+
+
+@dataclass(frozen=True, slots=True)
+class LatticesProof(Proof):
+    """A dilated convolution is a direct sum of undilated ones, each with its proof, in the order of
+    `lattices.sublattices`: what is proved of the whole is the largest of theirs.
+    """
+
+    parts: tuple[Proof, ...]

@@ -192,3 +192,46 @@ def grid_ripple(degrees: tuple[int, ...], points: tuple[int, ...]) -> float:
         cosine = max(0.0, math.cos(math.pi * degree / (2 * n)) - 8 * UNIT)
         share = down(share * cosine) if degree else share
     return share
+
+
+def cell_share(degrees: tuple[int, ...], points: tuple[int, ...]) -> float:
+    """At most the share of the symbol's supremum that the centre of the cell which holds it is sure to reach.
+
+    With N equal cells per axis each has half-width h = pi / N, and cos(sum of D h / 2) is that share.
+    Shapes: the degree of the symbol and the number of cells, one entry per axis.
+    Errors: ValueError when the cells are so wide that nothing is sure: sum of D h >= pi.
+    Source: Bernstein and Szego, along one axis after the other; `lipcheck.engines.branch` has the derivation.
+    """
+    width = sum(degree / n for degree, n in zip(degrees, points, strict=True))
+    if width >= 1:
+        raise ValueError(f"{points} cells do not resolve a symbol of degree {degrees}")
+    # Three quotients of at most one, their sum, and the argument pi width / 2: off by less than 16 units in all, and
+    # the cosine by another.
+    return max(0.0, math.cos(math.pi * width / 2) - 32 * UNIT) if width else 1.0
+
+
+def factorisation_error(residual: float, trace: float, diagonal: float, *, order: int, band: int, panel: int) -> float:
+    """At least ||M - L L^T||_2 for a real symmetric M and the L that a right-looking factorisation by panels made.
+
+    The computed residuals of the panels' columns, symmetrised, have Frobenius norm at most `residual`, and
+    ||L||_F^2 <= `trace`, L being zero more than `band` below the diagonal; M's diagonal is at most `diagonal`, and a
+    panel has at most `panel` columns. With G = |L| |L|^T, E = M - L L^T, rho the exact residual, rho^ the computed
+    one, and S an entry when its panel's turn came:
+
+    - S is M less a sum of at most band products, in any order: |S - exact| <= g (|M| + G), g = gamma(min(order, band)
+      + 2), and |M| <= G + |E|;
+    - |rho - rho^| <= h (|S| + G), h = gamma(panel + 2), and |S| <= G + |rho|.
+
+    So |E| <= (|rho^| + (2 g + 2 h) G) (1 + 4 (g + h)), entry by entry. In norms, ||G||_2 <= ||L||_F^2, which bounds
+    ||E||_F and hence (L L^T)_ii <= diagonal + ||E||_F; then G_ij is at most their largest, by Cauchy-Schwarz, and
+    zero outside the band: ||G||_2 is at most the largest row sum, 2 band + 1 times that.
+    Errors: inf where gamma is too large to mean anything.
+    Source: Higham 2002, lemma 3.1, theorems 10.3 and 13.6; Schur test for the last step.
+    """
+    g, h = gamma(min(order, band) + 2), gamma(panel + 2)
+    if not g + h < 1e-3:
+        return math.inf
+    growth = (1 + 4 * (g + h)) * (1 + 16 * UNIT)
+    frobenius = (residual + 2 * (g + h) * trace) * growth
+    spread = min(trace, (2 * min(order, band) + 1) * (diagonal + frobenius) * (1 + 8 * UNIT))
+    return (residual + 2 * (g + h) * spread) * growth + UNDERFLOW

@@ -15,10 +15,12 @@ FLOORS = {
     "lipcheck.rounding": 0,
     "lipcheck.bound": 0,
     "lipcheck.proof": 0,
+    "lipcheck.methods": 0,
     "lipcheck.text": 0,
     "lipcheck.progress": 0,
     "lipcheck.operators": 1,
     "lipcheck.symbol": 1,
+    "lipcheck.lattices": 1,
     "lipcheck.engines": 2,
     "lipcheck.certificate": 2,
     "lipcheck.verification": 2,
@@ -38,7 +40,9 @@ FLOORS = {
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
     "lipcheck.norms": 6,
+    "lipcheck.certifying": 6,
     "lipcheck.checking": 6,
+    "lipcheck.verifying": 6,
     "lipcheck.training": 6,
     "lipcheck.renderers": 7,
     "lipcheck.completion": 7,
@@ -58,6 +62,7 @@ ONLY = {
         "lipcheck.bound",
         "lipcheck.text",
         "lipcheck.report",
+        "lipcheck.verification",
         "lipcheck.renderers",
     },
 }
@@ -71,7 +76,8 @@ PERMITTED = {
 NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub"}
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
-    *("proof", "errors", "bound", "text", "progress", "codec", "report", "explain", "completion", "options", "cli"),
+    *("proof", "methods", "errors", "bound", "text", "progress", "codec", "report"),
+    *("explain", "completion", "options", "cli"),
     *(
         "__main__",
         "renderers.__init__",

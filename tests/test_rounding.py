@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -172,3 +173,105 @@ def test_error_terms_grow_with_the_work_and_stay_small(term: Callable[[int], flo
     assert values == sorted(values)
     assert values[0] > 0
     assert values[-1] < 1e-10
+
+
+# Cells of a torus
+
+AXIS = st.tuples(st.integers(0, 30), st.integers(1, 2**20))
+
+
+@given(st.lists(AXIS, min_size=1, max_size=3))
+def test_the_share_of_a_cell_is_just_below_the_cosine(axes: list[tuple[int, int]]) -> None:
+    degrees, points = zip(*axes, strict=True)
+    width = sum((Fraction(d, n) for d, n in axes), Fraction(0))
+    if width >= 1:
+        with pytest.raises(ValueError, match="do not resolve"):
+            rounding.cell_share(degrees, points)
+        return
+    with mpmath.workdps(40):
+        exact = mpmath.cos(mpmath.pi * width.numerator / (2 * width.denominator))
+        assert exact - mpmath.mpf("5e-15") <= mpmath.mpf(rounding.cell_share(degrees, points)) <= exact
+
+
+def test_the_cell_of_a_constant_symbol_loses_nothing() -> None:
+    assert rounding.cell_share((0, 0), (1, 1)) == 1.0
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(13, 200), st.integers(13, 200))
+def test_the_share_of_a_cell_is_attained_at_its_corner(d: int, e: int, m: int, n: int) -> None:
+    """|1 + exp(i (d v + e w))| is 2 at the origin, the corner of a cell, and 2 cos(S / 2) at that cell's centre."""
+    with mpmath.workdps(40):
+        centre = abs(1 + mpmath.expjpi(mpmath.mpf(d) / m + mpmath.mpf(e) / n))
+        assert 2 * mpmath.mpf(rounding.cell_share((d, e), (m, n))) <= centre
+        assert centre <= 2 * rounding.cell_share((d, e), (m, n)) * (1 + mpmath.mpf("1e-12"))
+
+
+@pytest.mark.parametrize("panel", [1, 2, 3, 7])
+@pytest.mark.parametrize("mode", ["up", "down", "outward", "random"])
+@pytest.mark.parametrize("careless", [1, 100])
+def test_a_factorisation_by_panels_stays_within_its_error(panel: int, mode: str, careless: int) -> None:
+    """Every operation is carried out exactly and then moved by a whole unit, in the worst of directions.
+
+    The computed residuals are as small as such moves can make them: zero where they can be of either sign.
+    """
+    order, unit = 7, Fraction(1, 2**53)
+    noise = random.Random(panel)
+    signs: dict[str, Callable[[Fraction], int]] = {
+        "up": lambda value: 1,
+        "down": lambda value: -1,
+        "outward": lambda value: 1 if value > 0 else -1,
+        "random": lambda value: noise.choice((-1, 1)),
+    }
+
+    def less_products(start: Fraction, one: list[Fraction], other: list[Fraction], mode: str) -> Fraction:
+        """start - sum of the products, which lean the other way than the differences."""
+        sign = signs[mode]
+        for a, b in zip(one, other, strict=True):
+            product = a * b
+            product -= sign(product) * unit * abs(product)
+            start -= product
+            start += sign(start) * unit * abs(start)
+        return start
+
+    root = [[Fraction(noise.uniform(0.1, 1)) for _ in range(order)] for _ in range(order)]
+    matrix = [[sum(a * b for a, b in zip(x, y, strict=True)) + (i == j) for j, y in enumerate(root)]
+              for i, x in enumerate(root)]  # fmt: skip
+    schur = [list(row) for row in matrix]
+    factor = [[Fraction(0)] * order for _ in range(order)]
+    squares = Fraction(0)
+    for start in range(0, order, panel):
+        end = min(order, start + panel)
+        for j in range(start, end):
+            for i in range(j, order):
+                # Any numbers will do for a factor.
+                value = schur[i][j] - sum(factor[i][k] * factor[j][k] for k in range(start, j))
+                value = Fraction(math.sqrt(value)) if i == j else Fraction(float(value / factor[j][j]))
+                factor[i][j] = value * (1 + noise.randint(-careless, careless) * unit)
+        for j in range(start, end):
+            for i in range(j, order):
+                given = schur[i][j], factor[i][start : j + 1], factor[j][start : j + 1]
+                highest, lowest = less_products(*given, "up"), less_products(*given, "down")
+                nearest = max(lowest, -highest, Fraction(0))
+                squares += nearest**2 * (2 if i > j else 1)
+        for i in range(end, order):
+            for j in range(end, i + 1):
+                schur[i][j] = less_products(schur[i][j], factor[i][start:end], factor[j][start:end], mode)
+    product = [[sum(a * b for a, b in zip(x, y, strict=True)) for y in factor] for x in factor]
+    missed = mpmath.matrix([[mpmath.mpf(float(matrix[i][j] - product[i][j])) for j in range(order)]
+                            for i in range(order)])  # fmt: skip
+    trace = sum(float(value) ** 2 for row in factor for value in row) * (1 + 1e-12)
+    largest = max(float(matrix[i][i]) for i in range(order))
+    residual = math.sqrt(float(squares)) * (1 + 1e-12)
+    bound = rounding.factorisation_error(residual, trace, largest, order=order, band=order, panel=panel)
+    norm = max(abs(value) for value in mpmath.eigsy(missed, eigvals_only=True))
+    assert norm <= bound
+    assert residual < norm or careless > 1, "no attack"
+
+
+def test_a_narrow_band_has_a_small_error_however_long_it_is() -> None:
+    def error(order: int) -> float:
+        return rounding.factorisation_error(0.0, float(order), 1.0, order=order, band=10, panel=2)
+
+    assert error(10**9) == pytest.approx(error(10**4), rel=1e-6)
+    assert error(10**9) < 1e-12
+    assert rounding.factorisation_error(0.0, 1.0, 1.0, order=2**45, band=2**45, panel=2) == math.inf

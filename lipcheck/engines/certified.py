@@ -16,6 +16,7 @@ from lipcheck import rounding
 from lipcheck.engines.gram import GramFamily, gram_family, proves
 from lipcheck.engines.search import top_eigenpairs
 from lipcheck.engines.vectors import bound_groups
+from lipcheck.proof import Proof
 from lipcheck.symbol import Grid, Symbol
 
 # Frequencies at which a first guess is made, before all of them are proved.
@@ -39,7 +40,8 @@ class Peak:
 class Certified:
     """||F|| <= mu on the whole grid, proved; `upper` is mu over the grid's share of the supremum.
 
-    Where groups have grids of their own (`shared` is False), `grid` is that of the largest.
+    Where groups have grids of their own (`shared` is False), `grid` is that of the largest. Where mu was proved for all
+    frequencies by other means than a grid, `proof` says by which.
     """
 
     upper: float
@@ -47,6 +49,7 @@ class Certified:
     peak: Peak | None
     mu: float = 0.0
     shared: bool = True
+    proof: Proof | None = None
 
 
 def certify(

@@ -17,7 +17,7 @@ from lipcheck.symbol import Grid, Symbol
 
 # Column blocks in which coefficients are taken to float64, and row blocks of which only the lower half is formed.
 _COLUMNS = 8192
-_ROWS = 1024
+_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
