@@ -1,0 +1,129 @@
+"""Gram iteration at every frequency of a grid: at each of them an upper bound, whatever the number of iterations.
+
+With G_0 = F(w) and G_{i+1} = (G_i / n_i)(G_i / n_i)*, n_i = ||G_i||_F,
+
+    ||F|| = n_0 sqrt(n_1 sqrt(... sqrt(||G_t||))) <= n_0 sqrt(n_1 sqrt(... sqrt(||G_t||_F))) ,
+
+above the norm by at most the factor rank^(1 / 2^(t+1)). Taking the roots one by one keeps every number near one, where
+the papers keep logarithms. `gram` uses the circular grid of as many points as inputs, as published: a bound for
+circular padding, and for zero padding only where that grid embeds the operator. `gram-embedding` uses an embedding:
+always a bound.
+Source: Delattre, Barthelemy, Araujo, Allauzen, Efficient bound of Lipschitz constant for convolutional layers by Gram
+iteration, ICML 2023; the embedding is `lipcheck.symbol.embedding_points`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+from lipcheck.engines.literature import errors
+from lipcheck.engines.literature.frequencies import Samples, circular_grid, embedding_grid, embeds
+from lipcheck.engines.literature.subject import (
+    MEMORY,
+    Claim,
+    Subject,
+    normalised,
+    nothing,
+    power_of,
+    rescaled,
+    symbol_of,
+)
+from lipcheck.engines.settings import Settings
+from lipcheck.errors import UsageError
+from lipcheck.operators import Convolution, Dense, InfiniteConvolution
+
+ITERATIONS = 7
+GridName = Literal["published", "embedding"]
+
+
+def spectral_norm(
+    operator: Subject,
+    *,
+    iterations: int = ITERATIONS,
+    grid: GridName = "published",
+    memory: int = MEMORY,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The largest Gram bound over the grid and the groups. Gradients flow to the weight.
+
+    Errors: UsageError for a convolution without an input size.
+    """
+    exponent = power_of(operator)
+    if exponent is None:
+        return nothing(operator, dtype)
+    samples = _samples(normalised(operator, exponent, dtype), grid)
+    _, place = samples.peak(lambda matrices: gram_norms(matrices, iterations), memory)
+    return rescaled(gram_norms(samples.one(place), iterations)[0], exponent)
+
+
+def gram_norms(matrices: Tensor, iterations: int, slack: float = 0.0) -> Tensor:
+    """Gram bounds of a batch of matrices; `slack` is what each step's rounding may hide, relative to n^2.
+
+    Shapes: (n, r, c) with r <= c for speed; result (n,).
+    """
+    current, scales = matrices, []
+    for _ in range(iterations):
+        scale = torch.linalg.vector_norm(current, dim=(1, 2)).clamp_min(errors.TINY if slack else _least(current))
+        half = _divided(current, scale)
+        current = half @ half.mH
+        scales.append(scale)
+    bound: Tensor = torch.linalg.vector_norm(current, dim=(1, 2))
+    for scale in reversed(scales):
+        bound = scale * (bound + slack).sqrt()
+    return bound
+
+
+def _least(matrices: Tensor) -> float:
+    return math.sqrt(math.sqrt(torch.finfo(matrices.dtype).tiny))
+
+
+def _divided(matrices: Tensor, scale: Tensor) -> Tensor:
+    """The matrices over real scales, one rounding for each real number."""
+    if matrices.is_complex():
+        return torch.view_as_complex(torch.view_as_real(matrices) / scale[:, None, None, None])
+    return matrices / scale[:, None, None]
+
+
+def upper(operator: Subject, settings: Settings, *, grid: GridName = "published") -> float:
+    """The Gram bound of the operator of |W| near one, rounded outwards; an upper bound where `claim` says so.
+
+    Each step hides at most `errors.gram_step_error`, which goes under its root; the last Frobenius norm and the roots
+    are good to `errors.norm_factor`; F itself was off by at most `errors.symbol_error` times ||B||.
+    """
+    exponent = power_of(operator)
+    if exponent is None:
+        return 0.0
+    samples = _samples(normalised(operator, exponent, torch.float64), grid)
+    _, taps, rows, columns = samples.symbol.coefficients.shape
+    slack = errors.gram_step_error(columns)
+    found, _ = samples.peak(lambda matrices: gram_norms(matrices, ITERATIONS, slack), settings.memory)
+    blur = errors.symbol_error(taps) * float(errors.magnitudes(samples.symbol).max())
+    total = (found * errors.norm_factor(rows * columns) + blur + rounding.UNDERFLOW) * (1 + 16 * rounding.UNIT)
+    return rounding.scale_up(total, exponent)
+
+
+def _samples(operator: Subject, grid: GridName) -> Samples:
+    if isinstance(operator, InfiniteConvolution):
+        raise UsageError("gram needs the convolution's input size; gram-kernel does without")
+    chosen = circular_grid(operator) if grid == "published" else embedding_grid(operator)
+    return Samples(symbol_of(operator).wide, chosen)
+
+
+def applies(operator: Subject) -> bool:
+    """Wherever the input has a size."""
+    return isinstance(operator, Dense | Convolution)
+
+
+def claim(operator: Subject) -> Claim:
+    """Of the published grid."""
+    return "upper" if embeds(operator) else "estimate"
+
+
+def claim_embedded(operator: Subject) -> Claim:
+    """Of the embedding grid."""
+    return "upper"
