@@ -26,6 +26,11 @@ class Linear(Operator):
     """A linear map of one input, up to a constant that moves the output and leaves differences alone."""
 
 
+def _widened(values: Tensor) -> Tensor:
+    """The same numbers where torch can compute with them: floats of eight bits it only stores."""
+    return values.float() if values.is_floating_point() and values.dtype.itemsize == 1 else values
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(Linear):
     """y = M x, applied to each position alike.
@@ -35,6 +40,9 @@ class Dense(Linear):
 
     matrix: Tensor
     uncertainty: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", _widened(self.matrix))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +68,9 @@ class Convolution(Linear):
 
     _CONVOLUTIONS: ClassVar = (functional.conv1d, functional.conv2d, functional.conv3d)
     _ADJOINTS: ClassVar = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", _widened(self.weight))
 
     @property
     def axes(self) -> int:
@@ -179,6 +190,9 @@ class InfiniteConvolution(Linear):
     transposed: bool = False
     uncertainty: float = 0.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", _widened(self.weight))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearMap(Linear):
@@ -203,6 +217,9 @@ class Separable(Linear):
     matrices: tuple[Tensor, ...]
     uncertainty: float = 0.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matrices", tuple(map(_widened, self.matrices)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Diagonal(Linear):
@@ -213,6 +230,9 @@ class Diagonal(Linear):
 
     gain: Tensor
     uncertainty: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gain", _widened(self.gain))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

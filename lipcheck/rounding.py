@@ -8,6 +8,7 @@ fused multiply-add, so they do not depend on the BLAS or on the number of thread
 from __future__ import annotations
 
 import math
+import sys
 
 UNIT = 2.0**-53
 # Powers of two keep every quantity here near one, so what gradual underflow can add stays below this.
@@ -66,6 +67,8 @@ def multiply_down(*values: float) -> float:
         return 0.0
     product = 1.0
     for value in values:
+        if product == 0.0:
+            return 0.0
         product = product * value if value == 1.0 or product == 1.0 else down(product * value)
     return product
 
@@ -128,7 +131,8 @@ def log_multiply_up(*logs: float) -> float:
     total = 0.0
     for value in logs:
         total = total + value + (_log_slop(total, value) if total and value else 0.0)
-    return total
+    # No product of positive numbers is zero, however small.
+    return max(total, -sys.float_info.max)
 
 
 def log_sum_up(*logs: float) -> float:

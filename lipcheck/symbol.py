@@ -116,7 +116,7 @@ def matrix_symbol(matrix: Tensor) -> Symbol:
 
 
 def trimmed(operator: Convolution) -> Convolution:
-    """The same map without the leading and trailing taps that only ever meet zero padding.
+    """The same map without the taps that only ever meet zero padding: leading and trailing ones go, others are zero.
 
     An axis with a single output has no use for its stride: one as long as the kernel's reach makes every tap a phase
     of its own, so that the symbol is constant along that axis.
@@ -126,8 +126,12 @@ def trimmed(operator: Convolution) -> Convolution:
     weight, offset = operator.weight, list(operator.offset)
     for axis in range(operator.axes):
         used = _used_taps(operator, axis)
-        weight = weight.narrow(axis + 2, used.start, len(used))
-        offset[axis] -= operator.dilation[axis] * used.start
+        first, last = (used[0], used[-1] + 1) if used else (0, 0)
+        unread = [k - first for k in range(first, last) if k not in used]
+        weight = weight.narrow(axis + 2, first, last - first)
+        if unread:
+            weight = weight.index_fill(axis + 2, torch.tensor(unread, device=weight.device), 0)
+        offset[axis] -= operator.dilation[axis] * first
     if 0 in weight.shape:
         weight = weight.new_zeros(*weight.shape[:2], *(1,) * operator.axes)
     short = replace(operator, weight=weight, offset=tuple(offset))
@@ -165,16 +169,15 @@ def _tap(weight: Tensor, tap: tuple[int, ...]) -> Tensor:
     return weight
 
 
-def _used_taps(operator: Convolution, axis: int) -> range:
-    """From the first to the last tap that reads the input at some output, empty if none does."""
+def _used_taps(operator: Convolution, axis: int) -> list[int]:
+    """The taps that read the input at some output."""
     kernel, n = operator.kernel[axis], operator.input_size[axis]
     s, d, p = operator.stride[axis], operator.dilation[axis], operator.offset[axis]
-    touching = [
+    return [
         k
         for k in range(kernel)
         if any(0 <= s * i + d * k - p < n for i in _window(s, d * k - p, operator.output_size[axis]))
     ]
-    return range(touching[0], touching[-1] + 1) if touching else range(0)
 
 
 def _window(stride: int, shift: int, outputs: int) -> range:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lipcheck.capture import capture
 from lipcheck.engines.enclose import enclose
-from lipcheck.operators import Convolution, Padded, Diagonal, Indexing, Linear, Pointwise, Unbounded
+from lipcheck.operators import Convolution, Diagonal, Indexing, Linear, Padded, Pointwise, Unbounded
 from lipcheck.rules import DEFAULT_RULES, operator_of, pointwise
 from lipcheck.simplify import Step, simplify, uniform_gain
 

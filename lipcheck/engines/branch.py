@@ -69,7 +69,7 @@ def spectral_norm(operator: InfiniteConvolution, settings: Settings = DEFAULT_SE
         return Bound(0.0, 0.0, "zero", proof=ZeroProof())
     search = _Search(symbol, settings)
     upper, proof = search.prove()
-    blur = operator.uncertainty * symbol_magnitude(symbol) if operator.uncertainty else 0.0
+    blur = rounding.multiply_up(operator.uncertainty, symbol_magnitude(symbol)) if operator.uncertainty else 0.0
     return blurred(attained(symbol, search.top), upper, blur, _method(proof), proof)
 
 

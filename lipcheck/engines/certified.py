@@ -158,7 +158,7 @@ class _Prover:
         for chunk in torch.split(pairs, 2 * self.chunk):
             matrices = self.family.matrices(items[chunk[:, 0]], grid, index[chunk[:, 1]], torch.float32)
             values, vectors = top_eigenpairs(matrices, steps=steps, orthogonal=False)
-            scaled = values.double().cpu() / relative[chunk[:, 0]].square()
+            scaled = values.double().cpu() / relative[chunk[:, 0]] / relative[chunk[:, 0]]
             top = int(scaled.argmax())
             if best is None or float(scaled[top]) > best[0]:
                 best = (float(scaled[top]), chunk[top], vectors[top])
@@ -173,7 +173,7 @@ class _Prover:
         start = vector.to(matrix)[None]
         steps, accuracy = (200, 1e-13) if exact else (100, 1e-9)
         values, vectors = top_eigenpairs(matrix, steps=steps, start=start, accuracy=accuracy)
-        value = float(values[0]) / float(relative[where[0]]) ** 2
+        value = float(values[0]) / float(relative[where[0]]) / float(relative[where[0]])
         return max(value, 1e-300), vectors[0]
 
     def _unproved(self, items: Tensor, relative: Tensor, grid: Grid, index: Tensor, pairs: Tensor, mu: float) -> Tensor:

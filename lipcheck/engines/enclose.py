@@ -156,7 +156,7 @@ def _(operator: Dense, settings: Settings = DEFAULT_SETTINGS) -> Bound:
 @spectral_norm.register
 def _(operator: Diagonal, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     largest = float(operator.gain.detach().abs().max()) if operator.gain.numel() else 0.0
-    return blurred(largest, largest, operator.uncertainty * largest, "diagonal", DiagonalProof())
+    return blurred(largest, largest, rounding.multiply_up(operator.uncertainty, largest), "diagonal", DiagonalProof())
 
 
 @spectral_norm.register
@@ -206,7 +206,7 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
         )[0]
         lower = max(lower, _attained_by_convolution(operator, symbol, found, magnitude, settings))
         found = best if best is not None and best.upper < found.upper else found
-    blur = operator.uncertainty * magnitude
+    blur = rounding.multiply_up(operator.uncertainty, magnitude)
     return blurred(lower, found.upper, blur, _method(operator, found), _grid_proof(operator, symbol, found))
 
 
@@ -306,7 +306,7 @@ def _uncertain(operator: Convolution, symbol: Symbol) -> float:
     Every weight is uncertain by itself: in groups that are not the largest, and where circular taps cancel.
     """
     error = operator.uncertainty + aliasing_error(operator) * (1 + operator.uncertainty)
-    return error * symbol_magnitude(symbol) if error else 0.0
+    return rounding.multiply_up(error, symbol_magnitude(symbol)) if error else 0.0
 
 
 def _groups_of(operator: Convolution, groups: Tensor) -> Convolution:

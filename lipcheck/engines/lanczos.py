@@ -43,9 +43,10 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
             lefts = image.new_zeros(steps, image.numel())
         image = _orthogonal(image, lefts[:step])
         alpha = float(torch.linalg.vector_norm(image))
+        if math.isfinite(alpha):
+            rights[step] = right.flatten()
         if not _EXHAUSTED * max(estimates) < alpha < math.inf:
             break
-        rights[step] = right.flatten()
         left = image / alpha
         lefts[step] = left.flatten()
         diagonal.append(alpha)
@@ -60,8 +61,14 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
         right = back / beta
     if not diagonal:
         return start
-    weights: Tensor = torch.linalg.svd(_bidiagonal(diagonal, above))[2][0]
-    return (weights.to(rights) @ rights[: len(diagonal)]).reshape(start.shape)
+    # Where the left space was exhausted, one right vector more is known, whose image lies in it.
+    known = min(len(above), len(diagonal)) + 1 if len(diagonal) < steps else len(diagonal)
+    matrix = _bidiagonal(diagonal, above)
+    if known > len(diagonal):
+        matrix = torch.cat([matrix, torch.zeros(len(diagonal), 1, dtype=torch.float64)], dim=1)
+        matrix[-1, -1] = above[-1]
+    weights: Tensor = torch.linalg.svd(matrix, full_matrices=False)[2][0]
+    return (weights.to(rights) @ rights[:known]).reshape(start.shape)
 
 
 def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:

@@ -41,7 +41,7 @@ def bound_matrices(batch: Tensor, uncertainty: float, settings: Settings) -> Bou
     lower = lanczos.attained(lambda v: scaled @ v, x, terms=scaled.shape[1], magnitude=magnitude)
     lower = rounding.scale_down(lower, exponent)
     # Any matrix of the batch may be the largest once its entries move.
-    blur = uncertainty * symbol_magnitude(symbol) if uncertainty else 0.0
+    blur = rounding.multiply_up(uncertainty, symbol_magnitude(symbol)) if uncertainty else 0.0
     return blurred(lower, found.upper, blur, "matrix", MatrixProof(found.mu))
 
 

@@ -36,7 +36,8 @@ def formed(operator: Padded, settings: Settings) -> Bound:
     bound = bound_matrices(padded_matrix(operator), 0.0, settings)
     # An entry sums the taps that read copies of one input.
     error = inner.uncertainty + rounding.gamma(math.prod(inner.kernel)) * (1 + inner.uncertainty)
-    blur = error * symbol_magnitude(convolution_symbol(inner)) * rounding.sqrt_up(operator.copies)
+    magnitude = symbol_magnitude(convolution_symbol(inner))
+    blur = rounding.multiply_up(error, magnitude, rounding.sqrt_up(operator.copies))
     return blurred(bound.lower, bound.upper, blur, bound.method, bound.proof)
 
 
@@ -56,12 +57,12 @@ def _attained(operator: Padded, settings: Settings) -> float:
     weight = scaled.convolution.weight.float().to(settings.device)
     search = replace(scaled, convolution=replace(scaled.convolution, weight=weight))
     start: Tensor = torch.randn(
-        1, inner.input_channels, *operator.input_size, generator=torch.Generator().manual_seed(0)
+        1, inner.weight.shape[0], *inner.output_size, generator=torch.Generator().manual_seed(0)
     )
-    x = lanczos.leading_vector(
-        search.forward, search.adjoint, start.to(settings.device), steps=48, accuracy=settings.tolerance / 50
-    )
+    # From the range of the adjoint, where a singular vector lies.
+    first = search.adjoint(start.to(settings.device))
+    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=48, accuracy=settings.tolerance / 50)
     magnitude = symbol_magnitude(convolution_symbol(scaled.convolution)) * rounding.sqrt_up(operator.copies)
     lower = lanczos.attained(scaled.forward, x, terms=inner.weight[0].numel(), magnitude=magnitude)
-    blur = inner.uncertainty * magnitude
+    blur = rounding.multiply_up(inner.uncertainty, magnitude)
     return rounding.scale_down(max(0.0, rounding.down(lower - blur, 2)), exponent)

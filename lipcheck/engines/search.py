@@ -53,7 +53,8 @@ def top_eigenpairs(
             break
         if step + 1 < steps:
             triangle[:, step, step + 1] = triangle[:, step + 1, step] = length
-            vector = image / length.clamp_min(1e-30)[:, None]
+            # What is left of an exhausted space is rounding, whose norm may underflow: it is dropped, not scaled up.
+            vector = torch.where(length > 1e-15, 1 / length.clamp_min(1e-15), 0)[:, None] * image
     values, weights = torch.linalg.eigh(triangle[:, :used, :used])
     vectors = torch.bmm(weights[:, None, :, -1].to(basis.dtype), basis[:, :used])[:, 0]
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1e-30)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lipcheck import rounding
-from lipcheck.engines.gram import scaled_by_power
 from lipcheck.symbol import Grid, Symbol
 
 
@@ -41,9 +40,11 @@ def bound_groups(symbol: Symbol, grids: Sequence[Grid], device: torch.device, me
     """
     coefficients = symbol.wide.coefficients[:, :, 0]
     groups, taps, columns = coefficients.shape
-    largest = float(coefficients.abs().max())
-    exponent = math.frexp(largest)[1]
-    scaled = scaled_by_power(coefficients, -exponent).to(device)
+    # Each group near one by itself: squares of what lies far below the largest group would vanish.
+    largest = coefficients.abs().amax((1, 2)).double().cpu()
+    exponents = torch.where(largest > 0, torch.frexp(largest).exponent, -1074).tolist()
+    scaled = coefficients.double() * _powers([-(e // 2) for e in exponents], coefficients.device)
+    scaled = (scaled * _powers([e // 2 - e for e in exponents], coefficients.device)).to(device)
     # |F| of what is summed, and the roundings of F, of the squares and of their sum.
     magnitude = scaled.abs().sum(1).square().sum(1).sqrt() * (1 + rounding.gamma(taps + columns + 8))
     error = magnitude * rounding.gram_error(taps + columns, taps)
@@ -59,8 +60,13 @@ def bound_groups(symbol: Symbol, grids: Sequence[Grid], device: torch.device, me
             grid_of[group] = grid
             angle_of[group] = tuple(math.pi * t / m for t, m in zip(turns, grid.points, strict=True))
         upper = torch.minimum(upper, found)
-    unscaled = [rounding.scale_up(bound, exponent) for bound in upper.tolist()]
+    unscaled = [rounding.scale_up(bound, e) for bound, e in zip(upper.tolist(), exponents, strict=True)]
     return GroupBounds(torch.tensor(unscaled, dtype=torch.float64), grid_of, angle_of)
+
+
+def _powers(exponents: list[int], device: torch.device) -> Tensor:
+    """2^e for each group. Shapes: (groups, 1, 1)."""
+    return torch.tensor([2.0**e for e in exponents], dtype=torch.float64).reshape(-1, 1, 1).to(device)
 
 
 def _largest_squares(scaled: Tensor, exponents: Tensor, grid: Grid, memory: int) -> tuple[Tensor, Tensor]:
