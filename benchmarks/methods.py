@@ -1,14 +1,97 @@
-"""The published methods, as their authors or their users run them, each returning its one number for a layer."""
+"""The methods by name: what each claims, whether it says something of a layer, and how it is had.
+
+The published Gram grid and the singular values by FFT are written here as their authors run them. The others are
+lipcheck's own implementations of the published methods, in float64 and rounded outwards where they are bounds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 
-from benchmarks.spectrum import spectrum
+from benchmarks.spectrum import spectrum, unstrided
+from lipcheck.engines import finite
+from lipcheck.engines.methods import applies, bound_by
+from lipcheck.engines.settings import Settings
+from lipcheck.methods import LITERATURE
 from lipcheck.operators import Convolution
 
 GRAM_ITERATIONS = 7
-POWER_STEPS = 100
+# A bound for circular padding only, without a word about rounding.
+CIRCULAR = "circular"
+OWN = ("semifinite", "finite", "randomised")
+
+Kind = str
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to a number for a layer's norm: `run` gives it with the kind of claim that it is."""
+
+    name: str
+    label: str
+    run: Callable[[Convolution], tuple[float, Kind]]
+    applies: Callable[[Convolution], bool] = lambda operator: True
+
+
+def published(memory: int) -> list[Method]:
+    """The methods as published, at `memory` bytes for a block of frequencies."""
+
+    def gram_published(operator: Convolution) -> tuple[float, Kind]:
+        return gram_grid(unstrided(operator), memory), CIRCULAR
+
+    def gram_folded(operator: Convolution) -> tuple[float, Kind]:
+        return gram_grid(operator, memory), CIRCULAR
+
+    def fft(operator: Convolution) -> tuple[float, Kind]:
+        return exact_fft(operator, memory), CIRCULAR
+
+    return [
+        Method("gram-published", "Gram grid (published)", gram_published),
+        Method("gram-folded", "Gram grid, folded", gram_folded),
+        Method("fft", "exact SVD by FFT", fft),
+    ]
+
+
+def implemented(settings: Settings) -> list[Method]:
+    """The literature's methods and lipcheck's further ones by lipcheck's implementation."""
+    return [_implemented(name, settings) for name in (*LITERATURE, *OWN)]
+
+
+def _implemented(name: str, settings: Settings) -> Method:
+    def run(operator: Convolution) -> tuple[float, Kind]:
+        bound = bound_by(name, operator, settings)
+        return bound.upper, bound.kind
+
+    def fits(operator: Convolution) -> bool:
+        if not applies(name, operator):
+            return False
+        if name == "finite":
+            return finite.memory(operator) <= settings.memory
+        return name != "semifinite" or operator.axes > 1
+
+    return Method(name, name, run, fits)
+
+
+def known(settings: Settings, memory: int) -> list[Method]:
+    """All methods but lipcheck's default, in the order of the table."""
+    return published(memory) + implemented(settings)
+
+
+def by_default() -> list[str]:
+    """The methods that are run where none are named: not the slow ones, nor lipcheck's own further ones."""
+    return ["gram-published", *LITERATURE]
+
+
+def names() -> list[str]:
+    return [method.name for method in known(Settings(), 1)]
+
+
+def chosen(wanted: Sequence[str], settings: Settings, memory: int) -> list[Method]:
+    """The methods of these names, in the order of the table."""
+    return [method for method in known(settings, memory) if method.name in wanted]
 
 
 @torch.no_grad()
@@ -40,17 +123,3 @@ def exact_fft(operator: Convolution, memory: int) -> float:
     Source: Sedghi, Gupta, Long, ICLR 2019.
     """
     return max(float(torch.linalg.svdvals(matrices).max()) for matrices in spectrum(operator, memory))
-
-
-@torch.no_grad()
-def power_iteration(operator: Convolution, seed: int, steps: int = POWER_STEPS) -> float:
-    """||A v|| after so many steps of v <- A* A v / ||A* A v|| on the layer itself, in float32: an estimate from below.
-
-    Source: Farnia, Zhang, Tse, ICLR 2019, among others.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(1, operator.input_channels, *operator.input_size, generator=generator)
-    for _ in range(steps):
-        v = operator.adjoint(operator.forward(v))
-        v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
-    return float(torch.linalg.vector_norm(operator.forward(v)))

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from lipcheck.operators import Convolution
 
+# A transform of so many bytes is always made in one go.
+_WHOLE = 1 << 26
+
 
 def unstrided(operator: Convolution) -> Convolution:
     """The same kernel at every position. Its norm is no less: a stride only removes rows."""
@@ -68,13 +71,28 @@ def spectrum(operator: Convolution, memory: int) -> Iterator[Tensor]:
     kernel, grid = folded_kernel(operator), grid_points(operator)
     if kernel.shape[1] < kernel.shape[2]:
         kernel = kernel.transpose(1, 2)
-    half = torch.fft.rfft(kernel, n=grid[-1], dim=-1)
-    each = half[..., 0].numel() // math.prod(half.shape[3:-1]) * half.element_size()
+    each = math.prod(kernel.shape[:3]) * 2 * kernel.element_size()
     step = max(1, memory // (each * math.prod(grid[:-1])))
     others = tuple(range(3, kernel.dim() - 1))
-    for block in half.split(step, dim=-1):
+    for block in _along_last(kernel, grid[-1], step, memory):
         if others:
             block = torch.fft.fftn(block, s=grid[:-1], dim=others)
         matrices = block.flatten(3).permute(3, 0, 1, 2).flatten(0, 1)
         # The FFT of a block may be larger than what one product should take.
         yield from matrices.split(max(1, memory * kernel.shape[0] // each))
+
+
+def _along_last(kernel: Tensor, points: int, step: int, memory: int) -> Iterator[Tensor]:
+    """The transform along the last axis at half of its frequencies, so many at a time.
+
+    Where the FFT of the whole would not fit into `memory`, each block is a product with its own waves.
+    """
+    count = points // 2 + 1
+    if 2 * kernel.element_size() * kernel.numel() // kernel.shape[-1] * count <= max(memory, _WHOLE):
+        yield from torch.fft.rfft(kernel, n=points, dim=-1).split(step, dim=-1)
+        return
+    place = torch.arange(kernel.shape[-1])
+    for part in torch.arange(count).split(step):
+        angle = -2 * math.pi / points * (torch.outer(place, part) % points).double()
+        wave = torch.polar(torch.ones_like(angle), angle)
+        yield torch.complex(kernel @ wave.real.to(kernel), kernel @ wave.imag.to(kernel))
