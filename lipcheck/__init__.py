@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from lipcheck.bound import Bound
     from lipcheck.checking import check
     from lipcheck.errors import LipcheckError
+    from lipcheck.norms import spectral_norm
     from lipcheck.report import LayerReport, NetworkReport, Report
+    from lipcheck.verification import Verification
+    from lipcheck.verifying import verify
 
 _HOMES = {
     "Bound": "lipcheck.bound",
@@ -21,9 +24,22 @@ _HOMES = {
     "NetworkReport": "lipcheck.report",
     "Report": "lipcheck.report",
     "check": "lipcheck.checking",
+    "Verification": "lipcheck.verification",
+    "spectral_norm": "lipcheck.norms",
+    "verify": "lipcheck.verifying",
 }
 
-__all__ = ["Bound", "LayerReport", "LipcheckError", "NetworkReport", "Report", "check"]
+__all__ = [
+    "Bound",
+    "LayerReport",
+    "LipcheckError",
+    "NetworkReport",
+    "Report",
+    "Verification",
+    "check",
+    "spectral_norm",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

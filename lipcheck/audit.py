@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +11,11 @@ from typing import Any
 from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.compose import Composition, Factor, compose, own_factor
+from lipcheck.engines import ladder
 from lipcheck.engines.enclose import cost, enclose
+from lipcheck.engines.methods import applies, bound_by
 from lipcheck.engines.settings import Settings
+from lipcheck.errors import CertificateError
 from lipcheck.graph import Graph
 from lipcheck.operators import (
     Convolution,
@@ -28,6 +32,8 @@ from lipcheck.operators import (
     Weighted,
     uncertainty_of,
 )
+from lipcheck.progress import Clock
+from lipcheck.proof import ScaledProof, ZeroProof
 from lipcheck.report import LayerReport, UnsupportedOperation
 from lipcheck.simplify import Step, uniform_gain
 
@@ -45,25 +51,31 @@ class LayerAudit:
     log_product: float
     reason: str
     elsewhere: Mapping[str, float]  # shares of what has no row, by operation
+    notes: tuple[str, ...]  # what was tightened and what was left, for people
+    bound_of: Callable[[Operator], Bound]  # of every linear operator of the steps
 
 
 def audit_layers(
     graph: Graph,
     steps: Sequence[Step],
     settings: Settings,
-    stage: Callable[[str, float | None], None],
-    advance: Callable[[float], None],
+    clock: Clock,
     beside: Callable[[], None],
+    methods: Sequence[str] = (),
 ) -> LayerAudit:
     """Bounds of all linear steps, by themselves and merged, and the two compositions of the network.
 
-    `beside` is another task that shares the processor with the bounds.
+    `beside` is another task that shares the processor with the bounds. `methods` are compared on each layer with
+    weights; behind a padding that copies, where the certified bound is loose, the randomised one always is.
     """
     bounds = _Bounds(settings)
     work = bounds.plan(steps)
-    stage("bounding the layers", work * (1 + _BESIDE))
-    bounds.run(advance, [(work * _BESIDE, beside)])
-    stage("composing the network", None)
+    clock.stage("bounding the layers", work * (1 + _BESIDE))
+    bounds.run(clock.advance, [(work * _BESIDE, beside)])
+    if settings.tight:
+        bounds.tighten(clock)
+    bounds.compare(steps, methods, clock)
+    clock.stage("composing the network")
     whole = _composition(graph, steps, bounds, merged=True)
     plain = _composition(graph, steps, bounds, merged=False)
     unsupported = _unsupported(graph, steps)
@@ -74,6 +86,8 @@ def audit_layers(
         log_product=plain.output,
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
         elsewhere=_elsewhere(steps, bounds, whole),
+        notes=tuple(bounds.notes),
+        bound_of=bounds.of,
     )
 
 
@@ -84,6 +98,8 @@ class _Bounds:
         self.settings = settings
         self.found: dict[Any, Bound] = {}
         self.planned: dict[Any, Operator] = {}
+        self.compared: dict[Any, dict[str, Bound]] = {}
+        self.notes: list[str] = []
         self.scaled: dict[Any, tuple[Any, float, float]] = {}
 
     def plan(self, steps: Sequence[Step]) -> float:
@@ -105,11 +121,69 @@ class _Bounds:
         keys = list(self.planned)
         bounds = enclose([self.planned[key] for key in keys], self.settings, advance, beside)
         self.found = dict(zip(keys, bounds, strict=True))
+        self._scale()
+
+    def _scale(self) -> None:
+        """The multiples of what was bounded."""
         for key, (own, gain, uncertainty) in self.scaled.items():
             self.found[key] = _times(self.found[own], gain, uncertainty)
 
+    def tighten(self, clock: Clock) -> None:
+        """The ladder of small inputs, as far as it fits the budget; what it will cost is told before."""
+        keys = list(self.planned)
+        operators = [self.planned[key] for key in keys]
+        bounds = [self.found[key] for key in keys]
+        chosen = ladder.plan(operators, bounds, self.settings)
+        self.notes += _told(chosen)
+        clock.announce("; ".join(_told(chosen)) or "nothing to tighten")
+        if chosen.climbs:
+            clock.stage("tightening", chosen.seconds)
+            bounds = ladder.climb(operators, bounds, chosen, self.settings, clock.advance)
+        self.found |= dict(zip(keys, bounds, strict=True))
+        self._scale()
+
+    def compare(self, steps: Sequence[Step], methods: Sequence[str], clock: Clock) -> None:
+        """Each method on every layer with weights that it applies to."""
+        layers = {_key(step.operator): step.operator for step in steps if isinstance(step.operator, Weighted)}
+        for name in dict.fromkeys([*methods, "randomised"]):
+            wanted = layers if name in methods else {k: v for k, v in layers.items() if _loose(v, self.found[k])}
+            fitting = {key: operator for key, operator in wanted.items() if applies(name, operator)}
+            if not fitting:
+                continue
+            clock.stage(f"method {name}", float(len(fitting)))
+            for key, operator in fitting.items():
+                # One layer without a number costs the report that number only.
+                with contextlib.suppress(CertificateError):
+                    bound = bound_by(name, operator, self.settings, lower=self.found[key].lower)
+                    self.compared.setdefault(key, {})[name] = bound
+                clock.advance(1.0)
+
     def of(self, operator: Operator) -> Bound:
         return self.found[_key(operator)]
+
+
+def _loose(operator: Operator, bound: Bound) -> bool:
+    """Whether a padding that copies inputs was paid for by the root of the copies."""
+    return isinstance(operator, Padded) and "copies" in bound.method
+
+
+def _told(chosen: ladder.Plan) -> list[str]:
+    """A plan for the report's reader: what was tightened, what was left and what it would have cost."""
+    notes = []
+    if chosen.climbs:
+        notes.append(f"tightening {_count(chosen.climbs)}, estimated at {ladder.lasting(chosen.seconds)}")
+    slow = [step for step in chosen.left if math.isfinite(step.seconds)]
+    large = [step for step in chosen.left if not math.isfinite(step.seconds)]
+    if slow:
+        seconds = ladder.lasting(sum(step.seconds for step in slow))
+        notes.append(f"{_count(slow)} left as before: tightening takes another {seconds}, over the time budget")
+    if large:
+        notes.append(f"{_count(large)} left as before: tightening takes more than the memory allowed")
+    return notes
+
+
+def _count(climbs: Sequence[ladder.Climb]) -> str:
+    return f"{len(climbs)} operator{'' if len(climbs) == 1 else 's'}"
 
 
 def _times(bound: Bound, gain: float, uncertainty: float) -> Bound:
@@ -118,11 +192,12 @@ def _times(bound: Bound, gain: float, uncertainty: float) -> Bound:
     All entries of the multiple have the same true factor, so their common error is one of the norm too.
     """
     if gain == 0:
-        return Bound(0.0, 0.0, bound.method, bound.kind)
+        return Bound(0.0, 0.0, bound.method, bound.kind, ZeroProof())
     high = rounding.up(gain * (1 + 2 * uncertainty), 2)
     low = rounding.down(gain * (1 - 2 * uncertainty), 2)
     upper = rounding.multiply_up(bound.upper, high)
-    return Bound(rounding.multiply_down(bound.lower, low), upper, bound.method, bound.kind)
+    proof = None if bound.proof is None else ScaledProof(gain, bound.proof)
+    return Bound(rounding.multiply_down(bound.lower, low), upper, bound.method, bound.kind, proof)
 
 
 def _key(operator: Operator) -> Any:
@@ -211,6 +286,7 @@ def _row(step: Step, bounds: _Bounds, share: float | None) -> LayerReport:
         op=node.op_name,
         kind=_kind(node.op_name, operator),
         bound=bounds.of(operator),
+        compared=dict(bounds.compared.get(_key(operator), {})),
         merged=None if step.merged is None else bounds.of(step.merged),
         merged_with=", ".join(step.merged_with),
         share=share,

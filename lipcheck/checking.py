@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lipcheck import certificate as certificates
 from lipcheck import rounding, sources
 from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.capture import capture
+from lipcheck.certifying import certificate_of
 from lipcheck.engines.settings import Settings
 from lipcheck.errors import InputSizeError, UsageError
 from lipcheck.jacobian import sampled_norm
-from lipcheck.progress import Display, Progress, Silent
+from lipcheck.methods import check_names
+from lipcheck.progress import Clock, Display, Progress, Silent
 from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary
 from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
 from lipcheck.simplify import simplify
 from lipcheck.sources.weights import refuse_nonfinite
 
 _DEFAULT_MEMORY = 1 << 30
+# The band of a finite operator's factorisation.
+_TIGHT_MEMORY = 8 << 30
 
 
 def check(
@@ -40,6 +44,10 @@ def check(
     memory: int | None = None,
     threads: int | None = None,
     samples: int = 2,
+    methods: Sequence[str] = (),
+    tight: bool = False,
+    time_budget: float | None = None,
+    certificate: str | Path | None = None,
     progress: bool | Progress = False,
     rules: Mapping[Callable[..., Any], Rule] | None = None,
 ) -> Report:
@@ -51,6 +59,9 @@ def check(
         no example is given.
     Units:  `tolerance` is the relative slack that the search for a layer's upper bound may leave; `memory` is in
         bytes, for one batch of the search; `samples` is the number of inputs at which the Jacobian is evaluated.
+        `methods` names further methods (`lipcheck.methods`) to compare on each layer. `tight` takes convolutions whose
+        slack is above the tolerance to a finite method, in `time_budget` estimated seconds for all of them.
+        `certificate` names a file for the proofs of the bounds, which `lipcheck.verify` checks again.
     Errors: UsageError for an option that means nothing; SourceError for a model or weights that cannot be opened;
         CaptureError where the graph cannot be had.
     """
@@ -64,10 +75,17 @@ def check(
     ):
         if count is not None and (not isinstance(count, int) or count < least):
             raise UsageError(f"{name} is {count!r}; give a whole number of at least {least}")
+    if time_budget is not None and not (isinstance(time_budget, int | float) and time_budget >= 0):
+        raise UsageError(f"time_budget is {time_budget!r}; give a number of seconds")
+    if time_budget is not None and not tight:
+        raise UsageError("a time budget is for the tight audit; give --tight (tight=True) as well")
+    methods = check_names((methods,) if isinstance(methods, str) else tuple(methods))
     rules = DEFAULT_RULES if rules is None else rules
-    settings = Settings(tolerance, _device(device), memory or _DEFAULT_MEMORY)
+    memory = memory or (_TIGHT_MEMORY if tight else _DEFAULT_MEMORY)
+    budget = math.inf if time_budget is None else float(time_budget)
+    settings = Settings(tolerance, _device(device), memory, tight, budget)
     with _threads(threads), _shown(progress) as display:
-        clock = _Clock(display)
+        clock = Clock(display)
         clock.stage("loading the model")
         loaded = _loaded(model, example, weights, seed, input_size)
         with _evaluation(loaded.module):
@@ -81,7 +99,12 @@ def check(
                     loaded.module, loaded.example, keyword=loaded.keyword, samples=samples, seed=seed
                 )
 
-            audit = audit_layers(graph, steps, settings, clock.stage, display.advance, sample)
+            audit = audit_layers(graph, steps, settings, clock, sample, methods)
+            if certificate is not None:
+                clock.stage("writing the certificate")
+                chosen = weights if isinstance(model, str) else loaded.weights
+                maker = f"lipcheck {version()}"
+                certificates.write(certificate_of(loaded, chosen, seed, maker, steps, audit.bound_of), certificate)
         clock.stop()
         return Report(
             model=_summary(loaded, graph.output_name),
@@ -96,6 +119,7 @@ def check(
                 seconds=clock.seconds,
                 versions={"lipcheck": version(), "torch": torch.__version__, **(loaded.versions or {})},
                 capture_difference=difference,
+                notes=audit.notes,
             ),
         )
 
@@ -186,26 +210,6 @@ def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
 def _log10_up(log: float) -> float:
     """At least log / log(10), and monotonic: the quotient is off by less than two units in the last place."""
     return log if math.isinf(log) or log == 0 else rounding.up(log / math.log(10), 3)
-
-
-@dataclass
-class _Clock:
-    """Seconds of each stage, told to the progress display as they begin."""
-
-    display: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-    _running: tuple[str, float] | None = None
-
-    def stage(self, name: str, total: float | None = None) -> None:
-        self.stop()
-        self._running = (name, time.perf_counter())
-        self.display.stage(name, total)
-
-    def stop(self) -> None:
-        if self._running is not None:
-            name, begun = self._running
-            self.seconds[name] = round(time.perf_counter() - begun, 3)
-            self._running = None
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ Examples:
 
   lipcheck mypackage.models:build --input 1x28x28 --weights model.safetensors
 
-Exit codes: 0 done; 2 wrong usage, or a model that cannot be loaded; 3 infinite bound with --require-finite."""
+Exit codes: 0 done; 1 `verify` found a bound not proved; 2 wrong usage or no model; 3 infinite with --require-finite."""
 
 app = typer.Typer(
     cls=ModelOrCommand,
@@ -172,6 +172,28 @@ def audit(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=_COMPUTING, metavar="N")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Further methods to compare, comma-separated: gram,lipbound; `lipcheck explain methods`.",
+            autocompletion=_complete(completion.methods),
+            rich_help_panel=_COMPUTING,
+            metavar="A,B",
+        ),
+    ] = None,
+    tight: Annotated[
+        bool,
+        typer.Option(
+            "--tight",
+            help="Take layers of small inputs to a finite method.",
+            rich_help_panel=_COMPUTING,
+            metavar="",
+        ),
+    ] = False,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(help="Of --tight, estimated: 90s, 10min.", rich_help_panel=_COMPUTING, metavar="TIME"),
+    ] = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -201,6 +223,15 @@ def audit(
         str | None,
         typer.Option(
             help="Write everything as JSON; - for standard output, which then has nothing else.",
+            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            rich_help_panel=_SHOWING,
+            metavar="FILE",
+        ),
+    ] = None,
+    certificate: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the bounds' proofs, for `lipcheck verify`.",
             autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
             rich_help_panel=_SHOWING,
             metavar="FILE",
@@ -237,12 +268,18 @@ def audit(
         "memory": None if memory is None else options.memory(memory),
         "threads": threads,
         "samples": samples,
+        "methods": () if method is None else options.methods(method),
+        "tight": tight,
+        "time_budget": None if time_budget is None else options.seconds(time_budget),
     }
     from lipcheck.renderers import describe, files
 
     describe.check_choice(sort, top)
     if json not in (None, "-"):
         files.check_writable(Path(json))
+    if certificate is not None:
+        files.check_writable(Path(certificate))
+        arguments["certificate"] = certificate
     report = _checked(model, arguments, quiet=quiet, debug=debug)
     if json == "-":
         _emit(lambda out: print(report.to_json(), file=out))
@@ -256,6 +293,70 @@ def audit(
         _say(f"the network's bound is infinite: {report.network.reason or 'an operation has none'}")
         return 3
     return 0
+
+
+@app.command("verify")
+def verify_certificate(
+    certificate: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            help="What --certificate wrote.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=_complete(completion.model_names),
+            help="The model that it is about, as for an audit.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: as in the certificate.", autocompletion=_complete(completion.weights), metavar="WHICH"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: as in the certificate.", min=0, metavar="N")] = None,
+    input: Annotated[str | None, typer.Option(help="Default: as in the certificate.", metavar="SHAPE")] = None,
+    arb: Annotated[
+        bool, typer.Option("--arb", help="Check small matrices in ball arithmetic (python-flint).", metavar="")
+    ] = False,
+    arb_side: Annotated[
+        int, typer.Option("--arb-side", help="Largest side of a small matrix.", min=1, metavar="N")
+    ] = 64,
+    memory: Annotated[str | None, typer.Option(help="For the largest matrix, like 8GB.", metavar="SIZE")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, metavar="N")] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "--no-progress", "-q", help="No progress on stderr.", metavar="")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show warnings and tracebacks.", metavar="")] = False,
+) -> int:
+    """Check a certificate's proofs against a model's weights; 1 when a bound is not proved."""
+    arguments: dict[str, Any] = {
+        "weights": weights,
+        "seed": seed,
+        "input_size": None if input is None else options.input_size(input),
+        "arb": arb,
+        "arb_side": arb_side,
+        "memory": None if memory is None else options.memory(memory),
+        "threads": threads,
+    }
+
+    def run(progress: Any) -> Any:
+        from lipcheck.verifying import verify
+
+        return verify(certificate, model, progress=progress, **arguments)
+
+    found = _quietly(run, quiet=quiet, debug=debug)
+    from lipcheck.renderers import verdicts
+
+    _emit(lambda out: out.write(verdicts.text(found)))
+    return 0 if found.ok else 1
 
 
 @app.command("explain")
@@ -284,7 +385,19 @@ def schema() -> None:
 
 
 def _checked(model: str, arguments: dict[str, Any], *, quiet: bool, debug: bool) -> Report:
-    """The audit, with whatever libraries print or warn kept away from standard output."""
+    """The audit."""
+
+    def run(progress: Any) -> Report:
+        from lipcheck.checking import check
+
+        return check(model, progress=progress, **arguments)
+
+    report: Report = _quietly(run, quiet=quiet, debug=debug)
+    return report
+
+
+def _quietly(run: Callable[[Any], Any], *, quiet: bool, debug: bool) -> Any:
+    """What `run` returns, with whatever libraries print or warn kept away from standard output."""
     from lipcheck.progress import Display, Silent
 
     progress = Silent() if quiet else Display()
@@ -296,10 +409,7 @@ def _checked(model: str, arguments: dict[str, Any], *, quiet: bool, debug: bool)
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
         progress.stage("loading libraries")
-        from lipcheck.checking import check
-
-        report: Report = check(model, progress=progress, **arguments)
-    return report
+        return run(progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -348,7 +458,7 @@ def _told_usage(error: Any, given: Sequence[str]) -> str:
 
 def _nearest_command(given: Sequence[str]) -> str:
     first = next((word for word in given if not word.startswith("-")), "")
-    near = get_close_matches(first, ("explain", "schema"), n=1, cutoff=0.7)
+    near = get_close_matches(first, ("explain", "schema", "verify"), n=1, cutoff=0.7)
     return f"; or did you mean `lipcheck {near[0]}`?" if near and first != near[0] else ""
 
 

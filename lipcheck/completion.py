@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lipcheck.methods import METHODS
+
 _REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
 _PREFIXES = ("timm:", "torchvision:", "hf:", "hf-hub:")
 
@@ -28,6 +30,12 @@ def timm_names() -> list[str]:
     folder = Path(next(iter(spec.submodule_search_locations))) / "models"
     texts = (file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.glob("*.py")))
     return sorted({name for text in texts for name in _REGISTERED.findall(text)})
+
+
+def methods(incomplete: str) -> list[str]:
+    """Names of methods, the last of a comma-separated list being the incomplete one."""
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in METHODS if name.startswith(last)]
 
 
 def weights(incomplete: str) -> list[str]:

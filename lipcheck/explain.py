@@ -7,7 +7,10 @@ from difflib import get_close_matches
 from typing import Final
 
 from lipcheck.errors import UsageError
+from lipcheck.methods import METHODS
 from lipcheck.text import clean
+
+_METHODS = "".join(f"  {name}  {line}\n" for name, line in METHODS.items())
 
 TOPICS: Final[dict[str, str]] = {
     "certified": """\
@@ -159,6 +162,24 @@ Sources:
     (1964)
   L. Pfister and Y. Bresler, Bounding multivariate trigonometric polynomials (2018).
 """,
+    "tight": """\
+Small inputs are where the embedding is loose: a few per cent at 7 by 7, where the zeros beyond the edge are a large
+part of what the embedding lets in. --tight takes the convolutions whose slack is above the tolerance up a ladder:
+
+  semifinite  one axis stays finite, as a block-Toeplitz matrix; the others are embedded. About half the slack is left.
+  finite  the finite operator itself. Its Gram matrix is block banded along an axis, and one banded Cholesky
+    factorisation proves the bound as for a matrix (`lipcheck explain certified`). Only the search's slack is left.
+
+What a climb costs follows from the shapes and is told before it begins. --time-budget TIME is for all climbs together;
+those that gain most per second come first, and the report says what was left.
+""",
+    "methods": """\
+--method A,B shows what other methods say of each layer, beside lipcheck's own enclosure. A number marked ~ is an
+estimate, or bounds another operator than the layer (circular padding in place of zeros), and may lie below the norm.
+
+@@methods
+The documentation (docs/methods.md) has the formula, the source and the limits of each.
+""",
     "probabilistic": """\
 A bound that holds with a stated probability, marked p, and never called certified. It is left for linear maps that are
 given only by what they do to a vector. After k Lanczos steps from a uniformly random start in dimension N, the largest
@@ -190,7 +211,7 @@ def explain(topic: str) -> str:
     """
     text = TOPICS.get(topic.strip().lower())
     if text is not None:
-        return text
+        return text.replace("@@methods\n", _METHODS)
     near = get_close_matches(topic.lower(), TOPICS, n=2)
     known = f"did you mean {' or '.join(near)}?" if near else f"topics are {', '.join(TOPICS)}"
     raise UsageError(f"no topic called {clean(topic)!r}; {known}")

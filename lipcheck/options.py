@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lipcheck.errors import UsageError
+from lipcheck.methods import METHODS, check_names
 from lipcheck.text import clean
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -40,3 +41,27 @@ def device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
         raise UsageError(f"the device {clean(text)!r} is unknown; use cpu, cuda or cuda:0")
     return text
+
+
+def seconds(text: str) -> float:
+    """A length of time in seconds: 90, 90s, 10min, 1.5h.
+
+    >>> seconds("90"), seconds("10min"), seconds("1.5 h")
+    (90.0, 600.0, 5400.0)
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*(s|m|min|h)?\s*", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"the time {clean(text)!r} is none; write it like 90s, 10min or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or ""]
+
+
+def methods(text: str) -> tuple[str, ...]:
+    """Names of methods, comma-separated, each once.
+
+    >>> methods("gram, lipbound,gram")
+    ('gram', 'lipbound')
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise UsageError(f"no method is named; choose from {', '.join(METHODS)}")
+    return check_names(names)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +23,9 @@ class Progress(Protocol):
     def advance(self, work: float) -> None:
         """So much of the present stage's total is done."""
 
+    def announce(self, text: str) -> None:
+        """Something to know before it begins, such as what it will cost: a line that stays."""
+
 
 class Silent:
     """Says nothing."""
@@ -31,11 +36,14 @@ class Silent:
     def advance(self, work: float) -> None:
         pass
 
+    def announce(self, text: str) -> None:
+        pass
+
 
 class Display:
     """A line on standard error with the stage, a bar, the time it took and the time left; gone when closed.
 
-    Where standard error is no terminal it says nothing. Use it as a context manager.
+    Where standard error is no terminal it only announces. Use it as a context manager.
     """
 
     def __init__(self) -> None:
@@ -79,7 +87,40 @@ class Display:
             self._bars.remove_task(self._task)
         self._task = self._bars.add_task(clean(name), total=total)
 
+    def announce(self, text: str) -> None:
+        """A line on standard error, terminal or not."""
+        if self._bars is not None:
+            self._bars.console.print(clean(text), markup=False, highlight=False)
+        elif sys.stderr is not None:
+            print(clean(text), file=sys.stderr, flush=True)
+
     def advance(self, work: float) -> None:
         """The bar moves on by `work`."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, work)
+
+
+@dataclass
+class Clock:
+    """Seconds of each stage, told to the progress display as they begin."""
+
+    display: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    _running: tuple[str, float] | None = None
+
+    def stage(self, name: str, total: float | None = None) -> None:
+        self.stop()
+        self._running = (name, time.perf_counter())
+        self.display.stage(name, total)
+
+    def stop(self) -> None:
+        if self._running is not None:
+            name, begun = self._running
+            self.seconds[name] = round(time.perf_counter() - begun, 3)
+            self._running = None
+
+    def advance(self, work: float) -> None:
+        self.display.advance(work)
+
+    def announce(self, text: str) -> None:
+        self.display.announce(text)

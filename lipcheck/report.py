@@ -60,6 +60,8 @@ class LayerReport:
     input_size: tuple[int, ...] = ()  # spatial; () for a linear layer
     output_size: tuple[int, ...] = ()
     calls: int = 1  # how often the network applies it
+    # What other methods say of the same operator as `bound`, by the method's name.
+    compared: dict[str, Bound] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class RunSummary:
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
     versions: dict[str, str] = field(default_factory=dict)  # library -> version
     capture_difference: float = 0.0  # largest |captured - eager| over the output's scale, one random input
+    notes: tuple[str, ...] = ()  # what the run did or left out beyond the defaults
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -125,6 +128,8 @@ class Report:
             for name, bound in (("bound", layer.bound), ("merged", layer.merged)):
                 if bound is not None:
                     entry[name] |= _derived(bound)
+            for name, bound in layer.compared.items():
+                entry["compared"][name] |= _derived(bound)
         return document
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -158,7 +163,7 @@ class Report:
         return Report.from_dict(document)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A pandas table with one row per layer, in the network's order.
+        """A pandas table with one row per layer, in the network's order, and the upper ends of compared methods.
 
         Errors: MissingExtraError when pandas is not installed.
         """
@@ -166,7 +171,12 @@ class Report:
             import pandas
         except ImportError as error:
             raise MissingExtraError("a table needs pandas; install it with: pip install 'lipcheck[pandas]'") from error
-        return pandas.DataFrame([_row(layer) for layer in self.layers], columns=list(_COLUMNS))
+        names = dict.fromkeys(name for layer in self.layers for name in layer.compared)
+        rows = [
+            (*_row(layer), *(layer.compared[name].upper if name in layer.compared else None for name in names))
+            for layer in self.layers
+        ]
+        return pandas.DataFrame(rows, columns=[*_COLUMNS, *names])
 
     def __repr__(self) -> str:
         upper = self.network.log10_upper

@@ -121,16 +121,32 @@ def test_defaults_and_every_option_arrive(audit):
     assert audit.given == {
         **{"model": "resnet50", "weights": "pretrained", "seed": 0, "input_size": None, "device": None},
         **{"tolerance": 1e-3, "memory": None, "threads": None, "samples": 2},
+        **{"methods": (), "tight": False, "time_budget": None},
     }
     line = (
         "--weights random --seed 3 resnet50 --input 3×64,32 --device cuda:0 --tolerance 0.01 --memory 2GB --threads 1"
     )
+    line += " --method gram,lipbound --tight --time-budget 2min"
     assert audit(*line.split(), "--samples", "0", "-q") == 0
     audit.given.pop("progress")
     assert audit.given == {
         **{"model": "resnet50", "weights": "random", "seed": 3, "input_size": (3, 64, 32), "device": "cuda:0"},
         **{"tolerance": 0.01, "memory": 2 * 10**9, "threads": 1, "samples": 0},
+        **{"methods": ("gram", "lipbound"), "tight": True, "time_budget": 120.0},
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--method gramm", "no method called 'gramm'; did you mean gram?"),
+        ("--method ,", "no method is named; choose from certified, "),
+        ("--time-budget soon", "the time 'soon' is none; write it like 90s"),
+    ],
+)
+def test_methods_and_times_that_mean_nothing(audit, capsys, line, message):
+    assert audit("resnet50", *line.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_only_the_report_is_on_standard_output(audit, capsys):

@@ -62,9 +62,9 @@ _MATRIX_WORK = 4e9
 # The same side for each group of a depthwise convolution, whose groups are looked at a few at a time.
 _GROUP_SIDE = 1024
 _GROUPS_AT_ONCE = 8
-# An embedding of at least so many frequencies is compared with the symbol's supremum, where that is above it by no
-# more than so many tolerances.
-_FEW = 2500
+# An embedding whose factorisations take at least so many operations is compared with the symbol's supremum, where that
+# is above it by no more than so many tolerances.
+_MUCH = 5e9
 _LOSS = 4
 
 
@@ -217,7 +217,8 @@ def _by_supremum(operator: Convolution, symbol: Symbol, settings: Settings) -> C
     """
     points = embedding_points(operator)
     frequencies = math.prod(m for m, degree in zip(points, symbol.degrees, strict=True) if degree) // 2
-    if operator.circular or symbol.side == 1 or frequencies < _FEW:
+    work = operator.groups * frequencies * (8 / 3 * symbol.side**3 + 5e5)
+    if operator.circular or symbol.side == 1 or work < _MUCH:
         return None
     if any(m <= degree for m, degree in zip(points, symbol.degrees, strict=True)):
         return None

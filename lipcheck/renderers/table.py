@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -94,6 +95,8 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
         column("upper", "upper", lambda layer: marked(layer.bound), True, "bold"),
         column("slack", "slack", _slack, True, "dim"),
     ]
+    for name in dict.fromkeys(name for layer in layers for name in layer.compared):
+        found.append(column(name, name, partial(_compared, name), True))
     if any(layer.merged is not None for layer in layers):
         found.append(column("merged", "merged", lambda layer: marked(layer.merged) if layer.merged else "", True))
     if any(layer.share is not None for layer in layers):
@@ -104,6 +107,10 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
 
 def _name(layer: LayerReport) -> str:
     return describe.path(layer) + (f" ×{layer.calls}" if layer.calls > 1 else "")
+
+
+def _compared(name: str, layer: LayerReport) -> str:
+    return marked(layer.compared[name]) if name in layer.compared else "–"
 
 
 def _slack(layer: LayerReport) -> str:

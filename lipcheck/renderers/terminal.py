@@ -45,6 +45,8 @@ class render:
         yield from _network(self.report, width)
         yield from _unsupported(self.report, width)
         yield Text()
+        for note in self.report.run.notes:
+            yield from _facts(clean(note).split(" "), width, "dim", between=" ")
         yield from _facts(_run(self.report), width, "dim")
 
     def _table(self, width: int) -> Iterator[Text]:
@@ -57,7 +59,12 @@ class render:
             yield Text(f"{len(shown)} of {total} layers shown{matching}", style="dim")
         elif not total:
             yield Text("no linear layers", style="dim")
-        kinds = {bound.kind for layer in shown for bound in (layer.bound, layer.merged) if bound is not None}
+        kinds = {
+            bound.kind
+            for layer in shown
+            for bound in (layer.bound, layer.merged, *layer.compared.values())
+            if bound is not None
+        }
         if "probabilistic" in kinds:
             yield Text("p  not certified: holds with the probability that its method states", style="yellow")
         if "estimate" in kinds:
