@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.capture import capture
 from lipcheck.certifying import certificate_of
 from lipcheck.engines.settings import Settings
-from lipcheck.errors import InputSizeError, UsageError
+from lipcheck.errors import UsageError
 from lipcheck.jacobian import sampled_norm
 from lipcheck.methods import check_names
-from lipcheck.progress import Clock, Display, Progress, Silent
+from lipcheck.opening import chosen_device, displayed, in_evaluation, open_model, with_threads
+from lipcheck.progress import Clock, Progress
 from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary
 from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
 from lipcheck.simplify import simplify
-from lipcheck.sources.weights import refuse_nonfinite
 
 _DEFAULT_MEMORY = 1 << 30
 # The band of a finite operator's factorisation.
@@ -83,12 +82,12 @@ def check(
     rules = DEFAULT_RULES if rules is None else rules
     memory = memory or (_TIGHT_MEMORY if tight else _DEFAULT_MEMORY)
     budget = math.inf if time_budget is None else float(time_budget)
-    settings = Settings(tolerance, _device(device), memory, tight, budget)
-    with _threads(threads), _shown(progress) as display:
+    settings = Settings(tolerance, chosen_device(device), memory, tight, budget)
+    with with_threads(threads), displayed(progress) as display:
         clock = Clock(display)
         clock.stage("loading the model")
-        loaded = _loaded(model, example, weights, seed, input_size)
-        with _evaluation(loaded.module):
+        loaded = open_model(model, example, weights, seed, input_size)
+        with in_evaluation(loaded.module):
             clock.stage("capturing the graph")
             graph, difference = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=rules)
             steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])
@@ -132,58 +131,6 @@ def version() -> str:
         return "unknown"
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        found = torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise UsageError(f"device {device!r} is not known to torch; give cpu or cuda") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device} is not available here; give --device cpu")
-    if found.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {device} has no float64 arithmetic that lipcheck trusts; give cpu or cuda")
-    return found
-
-
-def _loaded(
-    model: str | nn.Module, example: Tensor | None, weights: str, seed: int, input_size: tuple[int, ...] | None
-) -> sources.LoadedModel:
-    if isinstance(model, nn.Module):
-        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-        if weights != "pretrained":
-            raise UsageError("weights are chosen for a model that is named; a module in hand is audited as it is")
-        refuse_nonfinite(model)
-        return sources.LoadedModel(
-            model, _example(model, example, input_size, seed), type(model).__name__, "module", "as given"
-        )
-    if not isinstance(model, str):
-        raise UsageError(f"model is a {type(model).__name__}; give a name or a torch.nn.Module")
-    if example is not None:
-        input_size = tuple(example.shape[1:])
-    return sources.load(model, weights=weights, seed=seed, input_size=input_size)
-
-
-def _example(module: nn.Module, example: Tensor | None, input_size: tuple[int, ...] | None, seed: int) -> Tensor:
-    """The given input, or a random one of the size that is known."""
-    if example is not None:
-        if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 2:
-            raise InputSizeError(
-                "example must be a floating-point tensor with a batch axis, such as torch.randn(1, 3, 224, 224)"
-            )
-        if example.shape[0] != 1:
-            raise InputSizeError(f"example has a batch of {example.shape[0]}; give one input, such as example[:1]")
-        return example.detach()
-    known = getattr(module, "pretrained_cfg", None)
-    size = input_size or (known.get("input_size") if isinstance(known, dict) else None)
-    size = size or getattr(module, "input_size", None)
-    if not size:
-        raise InputSizeError(
-            f"{type(module).__name__} does not say its input size; give example=torch.randn(1, 3, 224, 224) or the like"
-        )
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, *size, generator=generator).to(device=parameter.device, dtype=parameter.dtype)
-
-
 def _summary(loaded: sources.LoadedModel, output: str) -> ModelSummary:
     return ModelSummary(
         name=loaded.name,
@@ -210,36 +157,3 @@ def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
 def _log10_up(log: float) -> float:
     """At least log / log(10), and monotonic: the quotient is off by less than two units in the last place."""
     return log if math.isinf(log) or log == 0 else rounding.up(log / math.log(10), 3)
-
-
-@contextlib.contextmanager
-def _shown(progress: bool | Progress) -> Iterator[Progress]:
-    if progress is True:
-        with Display() as display:
-            yield display
-    else:
-        yield progress or Silent()
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, each part back in its own mode afterwards; the random state untouched."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training

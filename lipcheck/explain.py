@@ -173,6 +173,16 @@ part of what the embedding lets in. --tight takes the convolutions whose slack i
 What a climb costs follows from the shapes and is told before it begins. --time-budget TIME is for all climbs together;
 those that gain most per second come first, and the report says what was left.
 """,
+    "certificate": """\
+--certificate FILE writes what another program needs to check every certified bound of the report without trusting the
+search that found it: for each layer a hash of the weight, the operator (sizes, stride, padding), and the proof, such as
+the grid of frequencies and mu. It holds no weights, and it says nothing of the network's composed bound.
+
+`lipcheck verify FILE MODEL` loads the model, compares hashes and operators, and proves each bound again in numpy, in
+code that shares nothing with the engines. It names what was changed: a weight, a mu that is too low, a frequency left
+out, a stride, a grid too coarse to embed the input. --arb uses ball arithmetic where matrices are small enough. Exit
+code 1 means that some bound was not proved. docs/certificate.md has the format.
+""",
     "methods": """\
 --method A,B shows what other methods say of each layer, beside lipcheck's own enclosure. A number marked ~ is an
 estimate, or bounds another operator than the layer (circular padding in place of zeros), and may lie below the norm.

@@ -13,8 +13,8 @@ from lipcheck import certificate as certificates
 from lipcheck.capture import capture
 from lipcheck.certificate import LayerCertificate, facts_of
 from lipcheck.certifying import Claimable, claimable
-from lipcheck.checking import _evaluation, _loaded, _shown, _threads
 from lipcheck.errors import UsageError
+from lipcheck.opening import displayed, in_evaluation, open_model, with_threads
 from lipcheck.operators import Operator, Padded
 from lipcheck.progress import Progress
 from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
@@ -62,16 +62,16 @@ def verify(
     named = isinstance(model, str)
     limits = Limits(memory or _DEFAULT_MEMORY, arb_side if arb else 0)
     rules = DEFAULT_RULES if rules is None else rules
-    with _threads(threads), _shown(progress) as display:
+    with with_threads(threads), displayed(progress) as display:
         display.stage("loading the model")
-        loaded = _loaded(
+        loaded = open_model(
             model,
             example,
             weights or (stated.weights if named and stated.source != "module" else "pretrained"),
             stated.seed if seed is None else seed,
             input_size or (stated.input_shape if example is None else None),
         )
-        with _evaluation(loaded.module):
+        with in_evaluation(loaded.module):
             display.stage("capturing the graph")
             graph, _ = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=rules)
             steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])

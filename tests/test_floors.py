@@ -39,6 +39,7 @@ FLOORS = {
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
+    "lipcheck.opening": 6,
     "lipcheck.norms": 6,
     "lipcheck.certifying": 6,
     "lipcheck.checking": 6,

@@ -47,7 +47,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 # Inputs of so few positions that the embedding alone is far above the norm.
-TINY = ("video 3×3×3", "kernel beyond the input")
+TINY = ("video 3×3×3", "kernel beyond the input", "dilated")
 
 
 @pytest.mark.parametrize("formed", [True, False], ids=["as a matrix", "by its symbol"])

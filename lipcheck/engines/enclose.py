@@ -331,6 +331,12 @@ def _sees_whole_kernel(operator: Convolution) -> bool:
 def _attained_by_convolution(
     operator: Convolution, symbol: Symbol, found: Certified, magnitude: float, settings: Settings
 ) -> float:
+    if operator.groups > 1 and found.peak is not None:
+        # The groups are a direct sum: a vector of the one that came closest to the bound is enough.
+        group = found.peak.group
+        operator, found = _groups_of(operator, torch.tensor([group])), replace(found, peak=replace(found.peak, group=0))
+        symbol = Symbol(symbol.coefficients[group : group + 1], symbol.exponents)
+        magnitude = symbol_magnitude(symbol)
     start = lanczos.start_vector(operator, symbol, found)
     if start is None:
         return 0.0

@@ -22,6 +22,9 @@ from lipcheck.engines.settings import Settings
 from lipcheck.errors import CertificateError
 from lipcheck.operators import Convolution, Operator
 
+# A slack of at most so many tolerances is within the tolerance after one finite axis, which leaves about half of it.
+_HALVED = 1.6
+
 
 @dataclass(frozen=True, slots=True)
 class Climb:
@@ -48,10 +51,11 @@ class Plan:
 def plan(operators: Sequence[Operator], bounds: Sequence[Bound], settings: Settings) -> Plan:
     """The climbs that fit the time budget, those first that gain most per second.
 
-    Where the finite operator does not fit, one finite axis is tried. `settings.time_budget` is for all together.
+    One finite axis is tried first where half the slack is well within the tolerance, and where the finite operator does
+    not fit. `settings.time_budget` is for all together.
     """
     wanted = [place for place, bound in enumerate(bounds) if _climbs(operators[place], bound, settings)]
-    rungs = {place: _rungs(place, operators[place], settings) for place in wanted}
+    rungs = {place: _rungs(place, operators[place], bounds[place], settings) for place in wanted}
     order = sorted(wanted, key=lambda place: rungs[place][0].seconds / math.log1p(min(bounds[place].slack, 1.0)))
     remaining, climbs, left = settings.time_budget, list[Climb](), list[Climb]()
     for place in order:
@@ -97,15 +101,17 @@ def _climbs(operator: Operator, bound: Bound, settings: Settings) -> bool:
     return bound.slack > settings.tolerance and bound.method.startswith(("embedding", "symbol"))
 
 
-def _rungs(place: int, operator: Operator, settings: Settings) -> list[Climb]:
-    """The ways up that fit into memory, the highest first; never empty."""
+def _rungs(place: int, operator: Operator, bound: Bound, settings: Settings) -> list[Climb]:
+    """The ways up, the one to take first; what does not fit into memory takes forever. Never empty."""
     assert isinstance(operator, Convolution)
     rate = multiplications_per_second(settings.device)
     highest = Climb(place, "finite", finite.cost(operator) / rate)
     if finite.memory(operator) > settings.memory:
         highest = Climb(place, "finite", math.inf)
     between = Climb(place, "semifinite", semifinite.cost(operator) / rate)
-    return [highest, between] if operator.axes > 1 else [highest]
+    if operator.axes == 1:
+        return [highest]
+    return [between, highest] if bound.slack <= _HALVED * settings.tolerance else [highest, between]
 
 
 @functools.cache

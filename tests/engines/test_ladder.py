@@ -90,3 +90,11 @@ def test_the_better_of_both_ends_is_kept() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_times_for_people(seconds: float, text: str) -> None:
     assert ladder.lasting(seconds).startswith(text)
+
+
+def test_one_finite_axis_is_enough_for_a_little_slack(embedded: list[Convolution]) -> None:
+    slack = enclose(embedded[:1], TIGHT)[0].slack
+    little = Bound(1.0, 1.0014, "embedding 8×8")
+    much = Bound(1.0, 1.0 + slack, "embedding 8×8")
+    chosen = ladder.plan([embedded[0], embedded[0]], [little, much], TIGHT)
+    assert {step.place: step.method for step in chosen.climbs} == {0: "semifinite", 1: "finite"}
