@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,8 @@ from lipcheck.simplify import Step, uniform_gain
 
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
+# A slack that is worth a hint.
+_LOOSE = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +76,8 @@ def audit_layers(
     bounds.run(clock.advance, [(work * _BESIDE, beside)])
     if settings.tight:
         bounds.tighten(clock)
+    else:
+        bounds.notes += _loosely(bounds.found.values())
     bounds.compare(steps, methods, clock)
     clock.stage("composing the network")
     whole = _composition(graph, steps, bounds, merged=True)
@@ -165,6 +169,13 @@ class _Bounds:
 def _loose(operator: Operator, bound: Bound) -> bool:
     """Whether a padding that copies inputs was paid for by the root of the copies."""
     return isinstance(operator, Padded) and "copies" in bound.method
+
+
+def _loosely(bounds: Iterable[Bound]) -> list[str]:
+    """A hint where the embedding is loose, as it is on inputs of a few pixels."""
+    loose = sum(bound.slack > _LOOSE and bound.method.startswith("embedding") for bound in bounds)
+    operators = f"{loose} operator{'' if loose == 1 else 's'}"
+    return [f"{operators} with more than {_LOOSE:.0%} slack: --tight narrows them"] if loose else []
 
 
 def _told(chosen: ladder.Plan) -> list[str]:

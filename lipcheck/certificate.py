@@ -181,6 +181,8 @@ def write(certificate: Certificate, path: str | Path) -> None:
     }
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{clean(str(path))} is no regular file; name a file for the certificate")
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=target.parent)
         try:

@@ -78,6 +78,8 @@ def check(
         raise UsageError(f"time_budget is {time_budget!r}; give a number of seconds")
     if time_budget is not None and not tight:
         raise UsageError("a time budget is for the tight audit; give --tight (tight=True) as well")
+    if not isinstance(methods, str | tuple | list) or not all(isinstance(name, str) for name in methods):
+        raise UsageError(f"methods is {methods!r}; give names such as ('gram', 'lipbound')")
     methods = check_names((methods,) if isinstance(methods, str) else tuple(methods))
     rules = DEFAULT_RULES if rules is None else rules
     memory = memory or (_TIGHT_MEMORY if tight else _DEFAULT_MEMORY)

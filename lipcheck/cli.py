@@ -278,7 +278,7 @@ def audit(
     if json not in (None, "-"):
         files.check_writable(Path(json))
     if certificate is not None:
-        files.check_writable(Path(certificate))
+        _check_certificate(certificate, json)
         arguments["certificate"] = certificate
     report = _checked(model, arguments, quiet=quiet, debug=debug)
     if json == "-":
@@ -357,6 +357,19 @@ def verify_certificate(
 
     _emit(lambda out: out.write(verdicts.text(found)))
     return 0 if found.ok else 1
+
+
+def _check_certificate(path: str, json: str | None) -> None:
+    """Refuses, before the audit, a place where no certificate can be put."""
+    from lipcheck.renderers import files
+
+    if not path or path == "-":
+        raise UsageError("a certificate is a binary file; give --certificate the name of one")
+    if Path(path).exists() and not Path(path).is_file():
+        raise OutputError(f"{clean(path)} is no regular file; name a file for the certificate")
+    if json not in (None, "-") and os.path.realpath(str(json)) == os.path.realpath(path):
+        raise UsageError(f"--json and --certificate both name {clean(path)}; give each its own file")
+    files.check_writable(Path(path))
 
 
 @app.command("explain")

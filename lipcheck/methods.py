@@ -13,7 +13,7 @@ CERTIFIED = "certified"
 OWN = {
     CERTIFIED: "lipcheck's default: the symbol on an embedding grid, or the operator as a matrix, proved",
     "semifinite": "one axis finite, the others embedded; tighter than certified on small inputs",
-    "finite": "the finite operator itself by a banded factorisation; exact, and slow on large inputs",
+    "finite": "the finite operator itself by a banded factorisation, to the tolerance; slow on large inputs",
     "randomised": "Lanczos from a random start: a bound that fails with probability 1e-9",
 }
 LITERATURE = {
@@ -39,7 +39,7 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in METHODS:
-            near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
+            near = get_close_matches(name.lower(), METHODS, n=1, cutoff=0.5)
             advice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(METHODS)}"
             raise UsageError(f"no method called {clean(name)!r}; {advice}")
     return tuple(dict.fromkeys(names))

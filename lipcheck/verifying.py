@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from lipcheck import certificate as certificates
 from lipcheck.capture import capture
 from lipcheck.certificate import LayerCertificate, facts_of
 from lipcheck.certifying import Claimable, claimable
-from lipcheck.errors import UsageError
+from lipcheck.errors import InputSizeError, UsageError
 from lipcheck.opening import displayed, in_evaluation, open_model, with_threads
 from lipcheck.operators import Operator, Padded
 from lipcheck.progress import Progress
 from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
 from lipcheck.simplify import simplify
-from lipcheck.text import shape
+from lipcheck.text import clean, shape
 from lipcheck.verification import Limits, Verdict, Verification, check_bound, counts_of, work
 
 _DEFAULT_MEMORY = 4 << 30
@@ -64,13 +65,16 @@ def verify(
     rules = DEFAULT_RULES if rules is None else rules
     with with_threads(threads), displayed(progress) as display:
         display.stage("loading the model")
-        loaded = open_model(
-            model,
-            example,
-            weights or (stated.weights if named and stated.source != "module" else "pretrained"),
-            stated.seed if seed is None else seed,
-            input_size or (stated.input_shape if example is None else None),
-        )
+        try:
+            loaded = open_model(
+                model,
+                example,
+                weights or (stated.weights if named and stated.source != "module" else "pretrained"),
+                stated.seed if seed is None else seed,
+                input_size or (stated.input_shape if example is None else None),
+            )
+        except InputSizeError as error:
+            raise InputSizeError(f"{error}; the certificate is of {clean(stated.name)}") from error
         with in_evaluation(loaded.module):
             display.stage("capturing the graph")
             graph, _ = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=rules)
@@ -86,10 +90,14 @@ def verify(
                 display.advance(_work(layer, claim))
     met = tuple(loaded.example.shape[1:])
     problems = []
+    if loaded.name != stated.name and not all(verdict.ok for verdict in verdicts):
+        problems.append(f"the certificate is of {stated.name}, the model here is {loaded.name}")
     if met != stated.input_shape:
         problems.append(f"the input is {shape(stated.input_shape)} in the certificate, {shape(met)} here")
     if len(layers) < len(found.layers):
-        problems.append(f"{len(found.layers) - len(layers)} layers are in the certificate twice")
+        entries = Counter((layer.layer, layer.op, layer.occurrence, layer.role) for layer in found.layers)
+        twice = ", ".join(dict.fromkeys(key[0] or "the model itself" for key, n in entries.items() if n > 1))
+        problems.append(f"the certificate has more than one entry for {twice}")
     if not layers:
         problems.append("the certificate states no bound")
     return Verification(str(certificate), loaded.name, tuple(verdicts), tuple(problems))
@@ -149,7 +157,8 @@ def _uncovered(layer: LayerCertificate) -> list[str]:
 
 
 def _shown_fact(value: object) -> str:
-    return "missing" if value is None else str(value)
+    text = "missing" if value is None else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _memory_of(operator: Operator) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -157,7 +158,7 @@ def test_a_dropped_layer_is_missed(true, tmp_path):
     write(replace(whole, layers=()), path)
     assert "states no bound" in failures(path)[""]
     write(replace(whole, layers=(*whole.layers, whole.layers[0])), path)
-    assert failures(path) == {"": "1 layers are in the certificate twice"}
+    assert failures(path) == {"": "the certificate has more than one entry for 0"}
 
 
 @pytest.mark.parametrize(
@@ -356,3 +357,27 @@ def test_the_documentation_names_every_proof():
     text = (Path(__file__).parent.parent / "docs" / "certificate.md").read_text(encoding="utf-8")
     for name, kind in certificates._KINDS.items():
         assert f"| `{name}` | {', '.join(f'`{field.name}`' for field in fields(kind))}".rstrip() in text
+
+
+def test_a_certificate_of_another_network_says_so(tmp_path):
+    path = tmp_path / "certificate.safetensors"
+    lipcheck.check("demo", certificate=path, samples=0)
+    found = lipcheck.verify(path, nn.Conv2d(1, 2, 3), example=torch.zeros(1, 1, 28, 28))
+    assert not found.ok
+    assert found.problems[0] == "the certificate is of demo, the model here is Conv2d"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--certificate {0}/pipe", "is no regular file"),
+        ("--certificate {0}", "is no regular file"),
+        ("--certificate -", "a certificate is a binary file"),
+        ("--certificate {0}/same --json {0}/same", "give each its own file"),
+    ],
+)
+def test_where_no_certificate_can_be_put(tmp_path, capsys, line, message):
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["demo", "-q", *line.format(tmp_path).split()]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()

@@ -101,7 +101,7 @@ def test_explain(capsys):
     assert cli.main(["explain", "LOWER"]) == 0
     assert "attained" in capsys.readouterr().out
     assert cli.main(["explain", "certifed"]) == 2
-    assert "did you mean certified?" in one_line(capsys.readouterr().err)
+    assert "did you mean certified or certificate?" in one_line(capsys.readouterr().err)
     assert cli.main(["explain", "zzz"]) == 2
     assert "topics are certified, lower" in one_line(capsys.readouterr().err)
 

@@ -375,3 +375,42 @@ def test_the_checker_shares_no_code_with_the_engines():
                 if name.startswith("lipcheck"):
                     assert name in allowed or name.startswith("lipcheck.verification"), f"{path.name} imports {name}"
                 assert name.partition(".")[0] not in ("torch", "scipy"), f"{path.name} imports {name}"
+
+
+def test_an_axis_that_is_named_twice_is_not_one_that_is_finite():
+    weight = torch.zeros(2, 2, 2, 1)
+    weight[:, 0, 1, 0], weight[0, 1, 1, 0], weight[0, 0, 0, 0] = 100, 0.01, 1
+    operator = Convolution(weight, (2, 1), (1, 1), 1, (1, 0), (1, 5), (1, 5))
+    assert reference.norm(reference.written_out(operator)) > 141
+    for twice in ((0, 0), (1, 1), (0, 0, 0)):
+        assert "do not make 2 axes" in problem(operator, SemifiniteProof(1e-3, twice, (5,), (0,)), 1e-3)
+
+
+def test_points_beyond_counting_are_refused():
+    operator = conv(randn(4, 1, 3, 3), 5, padding=1, groups=4)
+    assert "is not checked" in problem(operator, GroupsProof(1.0, (1, 2**62)), 1.0)
+    assert "is not checked" in problem(operator, GroupsProof(1.0, (0, 8)), 1.0)
+
+
+def test_taps_between_others_that_read_nothing_play_no_part():
+    # One input per axis and a stride of three: of four taps the second and third never meet it.
+    operator = Convolution(randn(8, 8, 4, 3), (3, 1), (1, 1), 1, (3, 1), (1, 40), (2, 40))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lipcheck.engines.enclose._MATRIX_SIDE", 0)
+        bound = spectral_norm(operator)
+    assert problem(operator, bound.proof, bound.upper) == ""
+    assert problem(operator, bound.proof, bound.lower * 0.999) != ""
+
+
+def test_a_supremum_of_taps_with_gaps():
+    weight = randn(2, 2, 5)
+    weight[:, :, [1, 3]] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lipcheck.engines.enclose._MATRIX_SIDE", 0)
+        patch.setattr("lipcheck.engines.enclose._MUCH", 0)
+        patch.setattr("lipcheck.engines.enclose._LOSS", 1e4)
+        operator = conv(weight, 60, padding=2)
+        bound = spectral_norm(operator, Settings(tolerance=1e-2))
+    assert isinstance(bound.proof, CellsProof)
+    assert bound.proof.degrees == (2,)
+    assert problem(operator, bound.proof, bound.upper) == ""

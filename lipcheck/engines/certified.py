@@ -196,4 +196,4 @@ def _vectors(symbol: Symbol, grids: Sequence[Grid], device: torch.device, memory
     top = bounds.top
     peak = Peak(top, bounds.angle[top], torch.ones(1, dtype=torch.float64))
     upper = float(bounds.upper[top])
-    return Certified(upper, bounds.grid[top], peak, upper, shared=symbol.coefficients.shape[0] == 1)
+    return Certified(upper, bounds.grid[top], peak, upper, shared=False)

@@ -140,7 +140,9 @@ def semifinite_above(
             part: list[Any] = [slice(None)] * weight.ndim
             for a, m in zip(embedded, number, strict=True):
                 part[a + 2] = axes[a].taps[m]
-            mixed[:, phases.index(phase)] += wave[n] * weight[tuple(part)]
+            block = mixed[:, phases.index(phase)]
+            assert block.shape == weight[tuple(part)].shape, "each finite axis stands once"
+            block += wave[n] * weight[tuple(part)]
         matrix = finite_matrix(mixed.reshape(outputs, -1, *mixed.shape[3:]), kept)
         matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
         bound, sizes = np.array([mu * (1 - 4 * UNIT)]), np.array([size * (1 + 1e-9)])

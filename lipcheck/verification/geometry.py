@@ -20,8 +20,8 @@ from lipcheck.verification.arithmetic import Array, exponent_of, numbers, size_o
 class Axis:
     """One spatial axis. Shapes: `places` holds rows (output i, input j, tap k); `taps` are those kept.
 
-    `starts` is where each kept tap reads for output 0; taps outside the first and last one that reads any input only
-    ever meet zeros and are dropped. `inputs` and `outputs` are None on an axis without end.
+    `starts` is where each kept tap reads for output 0; taps that read no input at any output only ever meet zeros and
+    are dropped. `inputs` and `outputs` are None on an axis without end.
     """
 
     stride: int
@@ -75,7 +75,7 @@ def _axis(operator: Convolution, axis: int, inputs: int, copied: Array | None) -
     j = position[i, k] % n
     if copied is not None:
         j = copied[j]
-    used = taps if operator.circular or len(k) == 0 else np.arange(k.min(), k.max() + 1)
+    used = taps if operator.circular or len(k) == 0 else np.unique(k)
     places = np.stack([i, j, k], axis=1)
     return Axis(s, d, tuple(used.tolist()), d * used - p, places, inputs, outputs, operator.circular)
 

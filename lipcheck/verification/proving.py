@@ -35,6 +35,7 @@ from lipcheck.verification.geometry import (
     embeds,
     frequencies,
     needed_points,
+    reduced,
     scaled_weight,
     symbols_of,
     undilated,
@@ -193,7 +194,7 @@ class Checker:
 
     def _require_memory(self, needed: int, reason: str = "not checked: it takes {} GB; give more memory") -> None:
         if needed > self.limits.memory:
-            raise Refuted(reason.format(f"{needed / 1e9:.1f}"))
+            raise Refuted(reason.format(f"{needed / 1e9:.2g}"))
 
     def _convolution(self, operator: Convolution | InfiniteConvolution | Padded, proof: Proof) -> None:
         axes = axes_of(operator)
@@ -288,7 +289,8 @@ class Checker:
         """Every cell's centre below mu times its share, and the cells a covering."""
         if any(axis.circular for axis in axes):
             raise Refuted("cells prove nothing of circular padding")
-        symbols = symbols_for(operator, axes)
+        # The supremum over all frequencies is that of the reduced symbol, whether the input has an end or not.
+        symbols = reduced(symbols_of(operator, axes))
         degrees = tuple(int(d) for d in symbols.exponents.max(0) - symbols.exponents.min(0))
         if len(proof.points) != len(degrees):
             raise Refuted(f"the cells have {len(proof.points)} axes, the operator {len(degrees)}")
@@ -325,6 +327,8 @@ class Checker:
         """Each group below mu on one of its grids, or else as a matrix."""
         if len(proof.points) != len(axes):
             raise Refuted(f"the grid has {len(proof.points)} axes, the operator {len(axes)}")
+        if min(proof.points) < 1 or math.prod(proof.points) > _MOST:
+            raise Refuted(f"a grid of {'×'.join(map(str, proof.points))} points is not checked")
         symbols = symbols_of(operator, axes)
         corrected = tuple(
             not axis.circular and axis.degree > 0 and not embeds(axis, points)
@@ -366,6 +370,8 @@ class Checker:
         embedded = [a for a in range(len(axes)) if a not in proof.finite]
         if (
             not embedded
+            # Named twice, an axis would stand twice in the weights' shape.
+            or len(set(proof.finite)) != len(proof.finite)
             or not set(proof.finite) <= set(range(len(axes)))
             or not len(embedded) == len(proof.points) == len(proof.half)
         ):
@@ -380,7 +386,7 @@ class Checker:
         self.arithmetic = "float64"
         mu = down(math.ldexp(proof.mu, -exponent), 2)
         for group, size in zip(weight, symbols.size.tolist(), strict=True):
-            row = semifinite_above(group, axes, proof.finite, grid, mu, size, self.limits.memory)
+            row = semifinite_above(group, axes, sorted(proof.finite), grid, mu, size, self.limits.memory)
             if row is not None:
                 place = tuple(grid.index[row].tolist())
                 raise Refuted(f"mu {proof.mu:.9g} is not proved at frequency {place} of {grid.spread}")
