@@ -16,7 +16,7 @@ from lipcheck import rounding, sources
 from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.capture import capture
 from lipcheck.certifying import certificate_of
-from lipcheck.engines.settings import Settings
+from lipcheck.engines.settings import Settings, memory_for
 from lipcheck.errors import UsageError
 from lipcheck.jacobian import sampled_norm
 from lipcheck.methods import check_names
@@ -25,10 +25,6 @@ from lipcheck.progress import Clock, Progress
 from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary
 from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
 from lipcheck.simplify import simplify
-
-_DEFAULT_MEMORY = 1 << 30
-# The band of a finite operator's factorisation.
-_TIGHT_MEMORY = 8 << 30
 
 
 def check(
@@ -82,7 +78,7 @@ def check(
         raise UsageError(f"methods is {methods!r}; give names such as ('gram', 'lipbound')")
     methods = check_names((methods,) if isinstance(methods, str) else tuple(methods))
     rules = DEFAULT_RULES if rules is None else rules
-    memory = memory or (_TIGHT_MEMORY if tight else _DEFAULT_MEMORY)
+    memory = memory or memory_for(tight=tight)
     budget = math.inf if time_budget is None else float(time_budget)
     settings = Settings(tolerance, chosen_device(device), memory, tight, budget)
     with with_threads(threads), displayed(progress) as display:

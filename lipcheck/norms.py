@@ -22,16 +22,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.engines import enclose, ladder, methods
-from lipcheck.engines.settings import Settings
+from lipcheck.engines.settings import Settings, memory_for
 from lipcheck.errors import UsageError, WeightsError
 from lipcheck.methods import CERTIFIED, check_names
 from lipcheck.operators import Convolution, Dense, InfiniteConvolution, Linear, LinearMap, Padded, output_length
 from lipcheck.proof import CopiesProof, ProductProof
 from lipcheck.text import clean
 
-_DEFAULT_MEMORY = 1 << 30
-# The band of a finite operator's factorisation.
-_TIGHT_MEMORY = 8 << 30
 _MODES = ("zeros", "circular", "reflect", "replicate")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -474,7 +471,7 @@ def _settings(
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {found} is not available here; give cpu")
     budget = math.inf if time_budget is None else float(time_budget)
-    return Settings(float(tolerance), found, memory or (_TIGHT_MEMORY if tight else _DEFAULT_MEMORY), tight, budget)
+    return Settings(float(tolerance), found, memory or memory_for(tight=tight), tight, budget)
 
 
 def _refuse_arguments(given: dict[str, Any], input_size: Any, what: str) -> None:

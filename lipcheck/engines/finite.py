@@ -21,11 +21,12 @@ from lipcheck.bound import Bound
 from lipcheck.engines import banded, lanczos
 from lipcheck.engines.certified import certify
 from lipcheck.engines.gram import matrix_magnitude, scaled_by_power
+from lipcheck.engines.matrix import blurred
 from lipcheck.engines.settings import Settings
 from lipcheck.engines.vectors import bound_groups
 from lipcheck.errors import CertificateError
 from lipcheck.operators import Convolution
-from lipcheck.proof import FiniteProof, Proof, ZeroProof
+from lipcheck.proof import FiniteProof, ZeroProof
 from lipcheck.symbol import Symbol, convolution_symbol, grids, trimmed
 
 # The search in a large operator rests on plateaus below its norm: it stops when hardly anything is gained any more.
@@ -160,16 +161,8 @@ def spectral_norm(operator: Convolution, settings: Settings) -> Bound:
     scaled = replace(operator, weight=scaled_by_power(operator.weight, -exponent))
     lower, mu = prove(scaled, settings)
     lower, mu = rounding.scale_down(lower, exponent), rounding.scale_up(mu, exponent)
-    blur = operator.uncertainty * rounding.scale_up(magnitude(scaled), exponent)
-    return enclosure(lower, mu, blur, "finite", FiniteProof(mu, plan(operator).axis))
-
-
-def enclosure(lower: float, upper: float, blur: float, method: str, proof: Proof) -> Bound:
-    """The enclosure widened by what the operator's own entries are uncertain by."""
-    if blur:
-        blur = rounding.up(blur, 4)
-        lower, upper = rounding.down(max(0.0, lower - blur)), rounding.up(upper + blur)
-    return Bound(min(lower, upper), upper, method, proof=proof)
+    blur = rounding.multiply_up(operator.uncertainty, rounding.scale_up(magnitude(scaled), exponent))
+    return blurred(lower, mu, blur, "finite", FiniteProof(mu, plan(operator).axis))
 
 
 def prove(scaled: Convolution, settings: Settings, slack: float | None = None) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.engines import finite
 from lipcheck.engines.gram import scaled_by_power
+from lipcheck.engines.matrix import blurred
 from lipcheck.engines.settings import Settings
 from lipcheck.errors import CertificateError
 from lipcheck.operators import Convolution
@@ -148,8 +149,8 @@ def spectral_norm(operator: Convolution, settings: Settings) -> Bound:
     mu = rounding.up(_prove(chosen, lower, settings) + rounding.up(chosen.strip.error * size, 4))
     lower, mu = rounding.scale_down(lower, exponent), rounding.scale_up(mu, exponent)
     proof = SemifiniteProof(mu, (chosen.strip.axis,), chosen.grid.points, chosen.grid.half)
-    blur = operator.uncertainty * rounding.scale_up(size, exponent)
-    return finite.enclosure(lower, mu, blur, f"semifinite {chosen.grid.spread}", proof)
+    blur = rounding.multiply_up(operator.uncertainty, rounding.scale_up(size, exponent))
+    return blurred(lower, mu, blur, f"semifinite {chosen.grid.spread}", proof)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,3 +26,8 @@ class Settings:
 
 
 DEFAULT_SETTINGS = Settings()
+
+
+def memory_for(*, tight: bool) -> int:
+    """The bytes that are allowed where the user names none; a finite operator's factorisation holds its band."""
+    return 8 << 30 if tight else 1 << 30
