@@ -88,6 +88,11 @@ class LayerCertificate:
     proof: Proof | None
     frequencies: tuple[int, ...] = ()
 
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What names the entry: no other has the same."""
+        return self.layer, self.op, self.occurrence, self.role
+
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from lipcheck.engines import enclose, ladder, methods
 from lipcheck.engines.settings import Settings, memory_for
 from lipcheck.errors import UsageError, WeightsError
 from lipcheck.methods import CERTIFIED, check_names
+from lipcheck.opening import chosen_device, in_evaluation
 from lipcheck.operators import Convolution, Dense, InfiniteConvolution, Linear, LinearMap, Padded, output_length
 from lipcheck.proof import CopiesProof, ProductProof
 from lipcheck.text import clean
@@ -383,7 +383,7 @@ def _applied_weight(module: nn.Module, name: str) -> Tensor:
     if any(isinstance(parameter, uninitialised) for parameter in module.parameters()):
         raise UsageError(f"{name} is uninitialised: call it on an input first")
     hooks = list(module._forward_pre_hooks.values())
-    with torch.no_grad(), _evaluation(module):
+    with torch.no_grad(), in_evaluation(module):
         weight: Any = module.weight
         for hook in hooks:
             if isinstance(hook, SpectralNorm):
@@ -397,19 +397,6 @@ def _applied_weight(module: nn.Module, name: str) -> Tensor:
             if getattr(hook, "name", getattr(hook, "_tensor_name", "")) == "weight":
                 weight = computed
         return _as_tensor(weight)
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Training modes switched off, and afterwards each as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _as_tensor(weight: Any) -> Tensor:
@@ -462,14 +449,7 @@ def _settings(
         raise UsageError(f"memory is {_quoted(memory)}; give a number of bytes")
     if time_budget is not None and not (isinstance(time_budget, int | float) and time_budget >= 0):
         raise UsageError(f"time_budget is {_quoted(time_budget)}; give a number of seconds")
-    try:
-        found = torch.device(device or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device {_quoted(device)} is not known to torch; give cpu or cuda") from error
-    if found.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {found} has no float64 arithmetic that lipcheck trusts; give cpu or cuda")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {found} is not available here; give cpu")
+    found = chosen_device(device)
     budget = math.inf if time_budget is None else float(time_budget)
     return Settings(float(tolerance), found, memory or memory_for(tight=tight), tight, budget)
 

@@ -65,7 +65,7 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     """
     try:
         found = torch.device(device or "cpu")
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {device!r} is not known to torch; give cpu or cuda") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device} is not available here; give --device cpu")

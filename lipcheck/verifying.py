@@ -81,7 +81,7 @@ def verify(
             steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])
             display.stage("comparing the weights")
             claims = {claim.key: claim for claim in claimable(steps)}
-            layers = {(layer.layer, layer.op, layer.occurrence, layer.role): layer for layer in found.layers}
+            layers = {layer.key: layer for layer in found.layers}
             pairs = [(layers.get(key), claims.get(key)) for key in dict.fromkeys([*layers, *claims])]
             display.stage("checking the proofs", sum(_work(layer, claim) for layer, claim in pairs))
             verdicts, known = [], dict[Any, Checked]()
@@ -95,7 +95,7 @@ def verify(
     if met != stated.input_shape:
         problems.append(f"the input is {shape(stated.input_shape)} in the certificate, {shape(met)} here")
     if len(layers) < len(found.layers):
-        entries = Counter((layer.layer, layer.op, layer.occurrence, layer.role) for layer in found.layers)
+        entries = Counter(layer.key for layer in found.layers)
         twice = ", ".join(dict.fromkeys(key[0] or "the model itself" for key, n in entries.items() if n > 1))
         problems.append(f"the certificate has more than one entry for {twice}")
     if not layers:

@@ -165,12 +165,12 @@ def spectral_norm(operator: Convolution, settings: Settings) -> Bound:
     return blurred(lower, mu, blur, "finite", FiniteProof(mu, plan(operator).axis))
 
 
-def prove(scaled: Convolution, settings: Settings, slack: float | None = None) -> tuple[float, float]:
+def prove(scaled: Convolution, settings: Settings) -> tuple[float, float]:
     """A norm attained and a norm proved, for weights near one.
 
     Errors: CertificateError where no proof succeeds.
     """
-    slack = min(settings.tolerance / 10, _MOST_SLACK) if slack is None else slack
+    slack = min(settings.tolerance / 10, _MOST_SLACK)
     lower = search(scaled, settings)
     mu = lower * (1 + slack) + rounding.UNDERFLOW
     chosen = plan(scaled)

@@ -26,6 +26,9 @@ from lipcheck.operators import Convolution, Operator
 _HALVED = 1.6
 
 
+RUNGS = {"finite": finite.spectral_norm, "semifinite": semifinite.spectral_norm}
+
+
 @dataclass(frozen=True, slots=True)
 class Climb:
     """One operator's way up: which of a sequence, by which method, and for how many estimated seconds."""
@@ -80,10 +83,9 @@ def climb(
     for step in chosen.climbs:
         operator = operators[step.place]
         assert isinstance(operator, Convolution)
-        engine = finite.spectral_norm if step.method == "finite" else semifinite.spectral_norm
         # Where no proof succeeds, the bound that is known stays.
         with contextlib.suppress(CertificateError):
-            found[step.place] = tightest(found[step.place], engine(operator, settings))
+            found[step.place] = tightest(found[step.place], RUNGS[step.method](operator, settings))
         advance(step.seconds)
     return found
 

@@ -15,11 +15,6 @@ from lipcheck.engines.settings import Settings
 from lipcheck.proof import MatrixProof, Proof, ZeroProof
 from lipcheck.symbol import Grid, Symbol, matrix_symbol
 
-# A finite operator whose smaller side is at most this is formed and bounded as the matrix it is,
-MATRIX_SIDE = 2048
-# unless its Gram matrix would take more multiplications than this.
-MATRIX_WORK = 4e9
-
 
 def bound_matrices(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
     """The largest norm of a batch of matrices: one proof each, and the lower end from the same eigenvector.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lipcheck.bound import Bound
-from lipcheck.engines import finite, literature, randomised, semifinite
+from lipcheck.engines import literature, randomised
 from lipcheck.engines.enclose import spectral_norm
+from lipcheck.engines.ladder import RUNGS
 from lipcheck.engines.settings import Settings
 from lipcheck.errors import UsageError
 from lipcheck.methods import CERTIFIED, LITERATURE
@@ -35,7 +34,7 @@ def bound_by(name: str, operator: Operator, settings: Settings, *, lower: float 
     if not applies(name, operator):
         raise UsageError(f"{name} says nothing of a {type(operator).__name__}")
     if name == CERTIFIED:
-        return spectral_norm(operator, replace(settings, tight=False))
+        return spectral_norm(operator, settings)
     if name == "randomised":
         assert isinstance(operator, Convolution | Padded | LinearMap)
         return randomised.spectral_norm(operator, settings)
@@ -43,5 +42,4 @@ def bound_by(name: str, operator: Operator, settings: Settings, *, lower: float 
         assert isinstance(operator, _OF_THE_LITERATURE)
         return literature.bound_by(name, operator, settings, lower=lower)
     assert isinstance(operator, Convolution)
-    engine = finite.spectral_norm if name == "finite" else semifinite.spectral_norm
-    return engine(operator, settings)
+    return RUNGS[name](operator, settings)
