@@ -16,7 +16,6 @@ from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.engines import branch, lanczos, padded, randomised
 from lipcheck.engines.certified import Certified, certify
-from lipcheck.engines.gram import scaled_by_power
 from lipcheck.engines.matrix import blurred, bound_matrices, symbol_magnitude
 from lipcheck.engines.settings import DEFAULT_SETTINGS, Settings
 from lipcheck.engines.vectors import bound_groups
@@ -340,12 +339,7 @@ def _attained_by_convolution(
     start = lanczos.start_vector(operator, symbol, found)
     if start is None:
         return 0.0
-    # Powers of two take the weights near one, so that a search in float32 neither overflows nor loses them.
-    exponent = math.frexp(float(operator.weight.abs().max()))[1]
-    scaled = replace(operator, weight=scaled_by_power(operator.weight, -exponent))
-    search = replace(scaled, weight=scaled.weight.float().to(settings.device))
-    first = search.adjoint(start.to(settings.device))
-    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=16, accuracy=settings.tolerance / 10)
-    terms = operator.weight[0].numel()
-    lower = lanczos.attained(scaled.forward, x, terms=terms, magnitude=rounding.scale_up(magnitude, -exponent))
-    return rounding.scale_down(lower, exponent)
+    accuracy = settings.tolerance / 10
+    return lanczos.attained_from(
+        operator, start, magnitude=magnitude, steps=16, accuracy=accuracy, device=settings.device
+    )

@@ -192,13 +192,13 @@ def prove(scaled: Convolution, settings: Settings) -> tuple[float, float]:
 
 def search(scaled: Convolution, settings: Settings, steps: int = _STEPS) -> float:
     """A norm that a vector attains, less its rounding."""
-    rough = replace(scaled, weight=scaled.weight.float().to(settings.device))
     noise = torch.Generator().manual_seed(0)
     # An input that the operator sees all of, so that the search ends with nothing left over.
     image = torch.randn(1, scaled.weight.shape[0], *scaled.output_size, generator=noise)
-    start = rough.adjoint(image.to(settings.device))
-    x = lanczos.leading_vector(rough.forward, rough.adjoint, start, steps=steps, accuracy=settings.tolerance * _STALLED)
-    return lanczos.attained(scaled.forward, x, terms=scaled.weight[0].numel(), magnitude=magnitude(scaled))
+    accuracy = settings.tolerance * _STALLED
+    return lanczos.attained_from(
+        scaled, image, magnitude=magnitude(scaled), steps=steps, accuracy=accuracy, device=settings.device
+    )
 
 
 def magnitude(scaled: Convolution) -> float:

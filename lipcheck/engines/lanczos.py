@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from lipcheck import rounding
 from lipcheck.engines.certified import Certified
 from lipcheck.engines.gram import scaled_by_power
-from lipcheck.operators import Convolution
+from lipcheck.operators import Convolution, Padded, weights_of
 from lipcheck.symbol import Symbol
 
 # What is left of a vector below this share of the norm is rounding of float32: the reachable space is exhausted.
@@ -105,6 +106,37 @@ def attained(forward: Map, x: Tensor, *, terms: int, magnitude: float) -> float:
     summing = rounding.gamma(2 * max(x.numel(), output.numel()) + 64)
     quotient = image * (1 - summing) / (length * (1 + summing))
     return max(0.0, quotient * (1 - 8 * rounding.UNIT) - rounding.forward_error(terms) * magnitude * (1 + 1e-6))
+
+
+def attained_from(
+    operator: Convolution | Padded,
+    start: Tensor,
+    *,
+    magnitude: float,
+    steps: int,
+    accuracy: float,
+    device: torch.device,
+) -> float:
+    """At most the norm that a search from A* start proves, in float32 first and then in float64.
+
+    Powers of two take the weights near one, so that a search in float32 neither overflows nor loses them.
+    Shapes: `start` is an output with its batch axis. `magnitude` bounds the norm of |A|.
+    """
+    weight = weights_of(operator)
+    exponent = math.frexp(float(weight.abs().max()))[1]
+    scaled = _with_weight(operator, scaled_by_power(weight, -exponent))
+    search = _with_weight(operator, weights_of(scaled).float().to(device))
+    # From the range of the adjoint, where a singular vector lies.
+    first = search.adjoint(start.to(device))
+    x = leading_vector(search.forward, search.adjoint, first, steps=steps, accuracy=accuracy)
+    bound = rounding.scale_up(magnitude, -exponent)
+    return rounding.scale_down(attained(scaled.forward, x, terms=weight[0].numel(), magnitude=bound), exponent)
+
+
+def _with_weight(operator: Convolution | Padded, weight: Tensor) -> Convolution | Padded:
+    if isinstance(operator, Padded):
+        return replace(operator, convolution=replace(operator.convolution, weight=weight))
+    return replace(operator, weight=weight)
 
 
 def start_vector(operator: Convolution, symbol: Symbol, found: Certified) -> Tensor | None:

@@ -7,7 +7,6 @@ A = T P with T the convolution without padding, and P*P diagonal with the number
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from torch import Tensor
 from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.engines import lanczos
-from lipcheck.engines.gram import scaled_by_power
 from lipcheck.engines.matrix import blurred, bound_matrices, symbol_magnitude
 from lipcheck.engines.settings import Settings
 from lipcheck.operators import Padded
@@ -52,17 +50,11 @@ def behind(operator: Padded, inner: Bound, settings: Settings) -> Bound:
 def _attained(operator: Padded, settings: Settings) -> float:
     """The lower end of a convolution behind a padding that copies: its norm is that of the whole, padding included."""
     inner = operator.convolution
-    exponent = math.frexp(float(inner.weight.abs().max()))[1]
-    scaled = replace(operator, convolution=replace(inner, weight=scaled_by_power(inner.weight, -exponent)))
-    weight = scaled.convolution.weight.float().to(settings.device)
-    search = replace(scaled, convolution=replace(scaled.convolution, weight=weight))
     start: Tensor = torch.randn(
         1, inner.weight.shape[0], *inner.output_size, generator=torch.Generator().manual_seed(0)
     )
-    # From the range of the adjoint, where a singular vector lies.
-    first = search.adjoint(start.to(settings.device))
-    x = lanczos.leading_vector(search.forward, search.adjoint, first, steps=48, accuracy=settings.tolerance / 50)
-    magnitude = symbol_magnitude(convolution_symbol(scaled.convolution)) * rounding.sqrt_up(operator.copies)
-    lower = lanczos.attained(scaled.forward, x, terms=inner.weight[0].numel(), magnitude=magnitude)
-    blur = rounding.multiply_up(inner.uncertainty, magnitude)
-    return rounding.scale_down(max(0.0, rounding.down(lower - blur, 2)), exponent)
+    magnitude = rounding.multiply_up(symbol_magnitude(convolution_symbol(inner)), rounding.sqrt_up(operator.copies))
+    lower = lanczos.attained_from(
+        operator, start, magnitude=magnitude, steps=48, accuracy=settings.tolerance / 50, device=settings.device
+    )
+    return max(0.0, rounding.down(lower - rounding.multiply_up(inner.uncertainty, magnitude), 2))

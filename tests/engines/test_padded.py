@@ -93,3 +93,17 @@ def test_copies_are_counted_per_axis() -> None:
     box = torch.ones(1, 1, 3, 3)
     assert behind_padding(box, (5, 5), ((1, 1), (1, 1)), "reflect").copies == 4
     assert behind_padding(box, (5, 5), ((2, 0), (1, 0)), "replicate").copies == 6
+
+
+@pytest.mark.parametrize("scale", [1e-290, 1e-30, 1e30, 1e290])
+@pytest.mark.parametrize("formed", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_scales_far_from_one(scale: float, formed: bool, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not formed:
+        monkeypatch.setattr(engine, "_MATRIX_SIDE", 0)
+    weight = torch.randn(3, 3 // groups, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(8)) * scale
+    operator = behind_padding(weight, (5, 4), ((2, 1), (0, 2)), "reflect", stride=2, groups=groups)
+    exact = reference.norm(torch.block_diag(*padded_matrix(operator)))
+    bound = spectral_norm(operator)
+    assert 0.99 * exact <= bound.lower <= exact * (1 + 1e-12)
+    assert exact <= bound.upper * (1 + 1e-12)
