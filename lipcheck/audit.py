@@ -10,7 +10,7 @@ from typing import Any
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
-from lipcheck.compose import Composition, Factor, compose, own_factor
+from lipcheck.compose import Composition, Factor, compose
 from lipcheck.engines import ladder
 from lipcheck.engines.enclose import cost, enclose
 from lipcheck.engines.methods import applies, bound_by
@@ -23,10 +23,8 @@ from lipcheck.operators import (
     Diagonal,
     Indexing,
     Linear,
-    Normalisation,
     Operator,
     Padded,
-    Pointwise,
     Separable,
     Unbounded,
     Weighted,
@@ -34,8 +32,11 @@ from lipcheck.operators import (
 )
 from lipcheck.progress import Clock
 from lipcheck.proof import ScaledProof, ZeroProof
+from lipcheck.propagate import Propagation, propagate
+from lipcheck.ranges import Range
 from lipcheck.report import LayerReport, UnsupportedOperation
-from lipcheck.simplify import Step, uniform_gain
+from lipcheck.simplify import uniform_gain
+from lipcheck.steps import Step
 
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
@@ -64,10 +65,12 @@ def audit_layers(
     clock: Clock,
     beside: Callable[[], None],
     methods: Sequence[str] = (),
+    domain: Range | None = None,
 ) -> LayerAudit:
     """Bounds of all linear steps, by themselves and merged, and the two compositions of the network.
 
-    `beside` is another task that shares the processor with the bounds. `methods` are compared on each layer with
+    `domain` is where the input can be, anywhere if None. `beside` is another task that shares the processor with the
+    bounds. `methods` are compared on each layer with
     weights; behind a padding that copies, where the certified bound is loose, the randomised one always is.
     """
     bounds = _Bounds(settings)
@@ -79,17 +82,20 @@ def audit_layers(
     else:
         bounds.notes += _loosely(bounds.found.values())
     bounds.compare(steps, methods, clock)
+    clock.stage("following the ranges")
+    domain = Range.unknown(graph.input.shape) if domain is None else domain
+    known = propagate(graph, steps, lambda operator: bounds.of(operator).upper, domain)
     clock.stage("composing the network")
-    whole = _composition(graph, steps, bounds, merged=True)
-    plain = _composition(graph, steps, bounds, merged=False)
-    unsupported = _unsupported(graph, steps)
+    whole = _composition(graph, steps, bounds, known, merged=True)
+    plain = _composition(graph, steps, bounds, known, merged=False)
+    unsupported = _unsupported(graph, steps, known)
     return LayerAudit(
         layers=_rows(steps, bounds, whole),
         unsupported=unsupported,
         log_upper=min(whole.output, plain.output),
         log_product=plain.output,
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
-        elsewhere=_elsewhere(steps, bounds, whole),
+        elsewhere=_elsewhere(steps, whole),
         notes=tuple(bounds.notes),
         bound_of=bounds.of,
     )
@@ -229,13 +235,15 @@ def _key(operator: Operator) -> Any:
     return id(operator)
 
 
-def _composition(graph: Graph, steps: Sequence[Step], bounds: _Bounds, *, merged: bool) -> Composition:
+def _composition(
+    graph: Graph, steps: Sequence[Step], bounds: _Bounds, known: Propagation, *, merged: bool
+) -> Composition:
     """Constants through the graph, from the merged operators or from every node by itself."""
     factors = []
     for step in steps:
         operator = step.effective if merged else step.operator
         upper = bounds.of(operator).upper if isinstance(operator, Linear) else math.inf
-        factors.append(Factor(step.node.name, step.inputs, operator, upper))
+        factors.append(Factor(step.node.name, step.inputs, operator, upper, known.slopes.get(step.node.name, ())))
     return compose(graph.input.name, factors, graph.output)
 
 
@@ -245,7 +253,7 @@ def _rows(steps: Sequence[Step], bounds: _Bounds, whole: Composition) -> tuple[L
     for step in steps:
         if not _listed(step):
             continue
-        row = _row(step, bounds, _share(step, bounds, whole))
+        row = _row(step, bounds, _share(step, whole))
         key = (row.layer, row.op, row.kind, _key(step.operator), row.merged_with)
         if key in rows:
             known = rows[key]
@@ -267,23 +275,19 @@ def _listed(step: Step) -> bool:
     return isinstance(operator, Indexing) and operator.selecting and "pool" in step.node.op_name
 
 
-def _share(step: Step, bounds: _Bounds, whole: Composition) -> float | None:
-    """elasticity * log(factor) over the network's log; None where that has no meaning."""
+def _share(step: Step, whole: Composition) -> float | None:
+    """What the step adds to the network's log, over it; None where that has no meaning."""
     if not math.isfinite(whole.output) or whole.output == 0:
         return None
-    operator = step.effective
-    upper = bounds.of(operator).upper if isinstance(operator, Linear) else math.inf
-    own = own_factor(Factor(step.node.name, step.inputs, operator, upper))
-    weight = whole.elasticity[step.node.name]
-    return weight * math.log(own) / whole.output if weight and own > 0 else 0.0
+    return whole.growth[step.node.name] / whole.output
 
 
-def _elsewhere(steps: Sequence[Step], bounds: _Bounds, whole: Composition) -> dict[str, float]:
-    """The shares of activations, normalisations and copies, by operation; a layer's scalings count with the layer."""
+def _elsewhere(steps: Sequence[Step], whole: Composition) -> dict[str, float]:
+    """The shares of what has no row, such as activations, normalisations and sums, by operation; a layer's scalings
+    count with the layer."""
     shares: dict[str, float] = {}
     for step in steps:
-        multiplies = isinstance(step.effective, Linear | Pointwise | Normalisation)
-        share = _share(step, bounds, whole) if multiplies and not _listed(step) else None
+        share = _share(step, whole) if not _listed(step) else None
         if share:
             name = step.node.op_name.removeprefix("aten.").split(".")[0]
             shares[name] = shares.get(name, 0.0) + share
@@ -367,16 +371,22 @@ def _kind(op: str, operator: Operator) -> str:
     return "avg_pool" if "avg_pool" in op else op.split(".")[1]
 
 
-def _unsupported(graph: Graph, steps: Sequence[Step]) -> tuple[UnsupportedOperation, ...]:
-    """The unbounded nodes that the output depends on, grouped by operation and reason."""
+def _unsupported(graph: Graph, steps: Sequence[Step], known: Propagation) -> tuple[UnsupportedOperation, ...]:
+    """The nodes without a finite constant that the output depends on, grouped by operation and reason."""
     needed = {graph.output}
     for step in reversed(steps):
         if step.node.name in needed:
             needed.update(step.inputs)
     groups: dict[tuple[str, str], list[str]] = {}
     for step in steps:
-        if isinstance(step.effective, Unbounded) and step.node.name in needed:
-            groups.setdefault((step.node.op_name, step.effective.reason), []).append(step.node.layer)
+        if step.node.name not in needed:
+            continue
+        operator = step.effective
+        reason = operator.reason if isinstance(operator, Unbounded) else known.reasons.get(step.node.name, "")
+        if not reason and math.inf in known.slopes.get(step.node.name, ()):
+            reason = "its constant is infinite on the range of its input"
+        if reason:
+            groups.setdefault((step.node.op_name, reason), []).append(step.node.layer)
     return tuple(UnsupportedOperation(op, reason, tuple(layers)) for (op, reason), layers in groups.items())
 
 

@@ -13,8 +13,8 @@ from lipcheck.bound import Bound
 from lipcheck.certificate import Certificate, Constant, LayerCertificate, ModelIdentity, digest, facts_of
 from lipcheck.graph import Node
 from lipcheck.operators import Indexing, Linear, LinearMap, Operator
-from lipcheck.simplify import Step
 from lipcheck.sources import LoadedModel
+from lipcheck.steps import Step
 from lipcheck.verification import counts_of
 
 # They move the output and leave differences alone.

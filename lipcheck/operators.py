@@ -7,13 +7,16 @@ Every tensor of weights is taken as exact; where an entry had to be computed, `u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lipcheck import rounding
+from lipcheck.ranges import Range
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -248,20 +251,112 @@ class Indexing(Linear):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pointwise(Operator):
-    """A scalar function applied to every element, with sup |f'| <= `slope`."""
+class Nonlinear(Operator):
+    """A map that is no linear one, Lipschitz in each of its inputs as far as their ranges allow."""
 
-    name: str
-    slope: float
+    def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
+        """For each input the log of its Lipschitz constant while all stay in their ranges; inf where none is known.
+
+        With partial Jacobians of norm at most s_i on the ranges, the output moves by at most the sum of s_i |dx_i|.
+        Units: natural logarithms. Without a domain the ranges may be unknown (`Range.unknown`).
+        """
+        raise NotImplementedError
+
+    def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
+        """Where the output can be, beyond what the slopes say of it. Shapes: `shape` is the output's."""
+        return Range.unknown(shape)
+
+    def unbounded_because(self, ranges: Sequence[Range]) -> str:
+        """Why the slopes are infinite on these ranges; "" where they are not."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Normalisation(Operator):
+class Curve:
+    """A scalar function, for its range and its slope on an interval.
+
+    `value` and `derivative` work elementwise in float64. Between two neighbouring `turns` (zeros of the derivative) the
+    function is monotone, between two neighbouring `bends` (extrema of the derivative) the derivative is; both are given
+    as enclosures (low, high) of the places. Limits at infinity are what `value` and `derivative` return there.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    turns: tuple[tuple[float, float], ...] = ()
+    bends: tuple[tuple[float, float], ...] = ()
+
+    def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest value on [low, high], elementwise, not yet widened."""
+        return _extremes(self.value, self.turns, low, high)
+
+    def slope(self, low: Tensor, high: Tensor) -> Tensor:
+        """The largest |f'| on [low, high], elementwise, not yet widened."""
+        least, largest = _extremes(self.derivative, self.bends, low, high)
+        return torch.maximum(least.abs(), largest.abs())
+
+
+def _extremes(
+    function: Callable[[Tensor], Tensor], places: Sequence[tuple[float, float]], low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The extrema of a function that is monotone between these places: at the ends and at the places inside.
+
+    A place is known as an interval so narrow that the function is flat on it to within rounding: both its ends count.
+    """
+    first, last = function(low), function(high)
+    least, largest = torch.minimum(first, last), torch.maximum(first, last)
+    for before, after in places:
+        inside = (low < after) & (before < high)
+        ends = function(torch.tensor([before, after], dtype=torch.float64))
+        least = torch.where(inside, torch.minimum(least, ends.min()), least)
+        largest = torch.where(inside, torch.maximum(largest, ends.max()), largest)
+    return least, largest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pointwise(Nonlinear):
+    """A scalar function applied to every element, with sup |f'| <= `slope`; its curve, where known, says more."""
+
+    name: str
+    slope: float
+    curve: Curve | None = None
+
+    def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
+        (x,) = ranges
+        slope = self.slope
+        if self.curve is not None:
+            x = _interval(x) if x.is_unknown else x
+            found = float(self.curve.slope(x.low, x.high).max()) if x.low.numel() else 0.0
+            # A derivative that no float can hold says nothing.
+            found = math.inf if math.isnan(found) else found * (1 + 2 * rounding.EVALUATION) + rounding.UNDERFLOW
+            slope = min(slope, found)
+        return (rounding.log_up(slope),)
+
+    def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
+        (x,) = ranges
+        if self.curve is None:
+            return Range.unknown(shape)
+        if x.is_unknown:
+            x = _interval(x)
+            found = Range.box(*self.curve.image(x.low, x.high))
+            return Range.between(float(found.low), float(found.high), shape)
+        return Range.box(*self.curve.image(x.low, x.high))
+
+
+def _interval(x: Range) -> Range:
+    """The two ends of a range that is the same everywhere."""
+    return Range.between(x.smallest, x.largest, ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normalisation(Nonlinear):
     """A map whose Jacobian has norm at most `slope` everywhere, given with the reason for it."""
 
     name: str
     slope: float
     reason: str
+
+    def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
+        return (rounding.log_up(self.slope),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,10 @@ UNDERFLOW = 1e-280
 # exp(i pi t / m) with the argument reduced to (-pi, pi]: pi, the product and the quotient are each off by at most
 # one unit (3 u pi < 10 u), cos and sin by at most two more; three axes multiply: 3 (10 + 2) + 6 rounding errors.
 PHASE_ERROR = 64 * UNIT
+# What one operation of a network, evaluated in float64 by a backward stable algorithm, may be off by: relative to its
+# result where all terms have one sign, else to its result and to its constant times its argument. gamma(2^21) is
+# 2.4e-10, so sums of two million terms and a few units for each elementary function are covered with a factor of four.
+EVALUATION = 2.0**-30
 
 
 def gamma(n: int) -> float:

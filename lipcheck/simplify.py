@@ -8,7 +8,7 @@ operators, those that were absorbed marked as the identity.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,29 +28,10 @@ from lipcheck.operators import (
     scaled_rows,
     weights_of,
 )
+from lipcheck.patterns import RECOGNISERS
 from lipcheck.rules.affine import aten, pad_indices
 from lipcheck.rules.pointwise import Expression, scalar, written_out
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One node, what it applies by itself, and what the network is composed of in its place.
-
-    `merged` is None where nothing was merged; where the node was absorbed by another it is the identity and
-    `absorbed_by` names that node. `inputs` are the values it reads, which differ from the node's own where a cluster
-    of calls was recognised as one function.
-    """
-
-    node: Node
-    operator: Operator
-    merged: Operator | None = None
-    absorbed_by: str = ""
-    merged_with: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = field(default=())
-
-    @property
-    def effective(self) -> Operator:
-        return self.operator if self.merged is None else self.merged
+from lipcheck.steps import Step
 
 
 def simplify(graph: Graph, operators: Sequence[Operator]) -> list[Step]:
@@ -62,6 +43,8 @@ def simplify(graph: Graph, operators: Sequence[Operator]) -> list[Step]:
     users = graph.users()
     _fold_padding(graph, steps, users)
     _recognise_activations(graph, steps)
+    for recognise in RECOGNISERS:
+        recognise(graph, steps)
     _merge_scalings(graph, steps, users)
     return [steps[node.name] for node in graph.nodes]
 

@@ -18,7 +18,8 @@ from lipcheck.capture import capture
 from lipcheck.engines.enclose import enclose
 from lipcheck.operators import Convolution, Diagonal, Indexing, Linear, Padded, Pointwise, Unbounded
 from lipcheck.rules import DEFAULT_RULES, operator_of, pointwise
-from lipcheck.simplify import Step, simplify, uniform_gain
+from lipcheck.simplify import simplify, uniform_gain
+from lipcheck.steps import Step
 
 
 def steps_of(module: nn.Module, *shape: int) -> list[Step]:

@@ -179,7 +179,7 @@ def scaling(node: Node) -> Operator:
 
 @rule(aten.neg.default)
 def negation(node: Node) -> Operator:
-    return IDENTITY
+    return Diagonal(torch.tensor(-1.0, dtype=torch.float64))
 
 
 @rule(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.Tensor)
@@ -195,7 +195,10 @@ def addition(node: Node) -> Operator:
             scaled = abs(float(alpha)) if name == ("self" if "rsub" in node.op_name else "other") else 1.0
             weight = sqrt_up(copies)
             weights.append(weight if scaled == 1.0 else up(weight * scaled))
-    return IDENTITY if weights == [1.0] else Sum(tuple(weights))
+    if weights != [1.0]:
+        return Sum(tuple(weights))
+    subtracted = isinstance(given["self" if "rsub" in node.op_name else "other"], Value) and "sub" in node.op_name
+    return Diagonal(torch.tensor(-1.0, dtype=torch.float64)) if subtracted else IDENTITY
 
 
 @rule(aten.cat.default)

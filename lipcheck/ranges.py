@@ -1,0 +1,162 @@
+"""Where an activation can be: an elementwise box and a ball in the Euclidean norm, both around numbers in float64.
+
+A range is a claim: every value that the network produces from an input of the domain lies in it. What is computed here
+is widened by `rounding.EVALUATION`, so that the claim survives float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipcheck import rounding
+
+_SLOP = rounding.EVALUATION
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Range:
+    """x lies between `low` and `high`, and within exp(radius) of `center`.
+
+    `rows` is the same for each row of x along its last axis by itself: its distance from the row of `center`.
+    Shapes: low, high and center have the activation's shape (batch axis of one included), float64; they may be
+        expanded. Without `center`, no ball is known.
+    Units: radius and rows are natural logarithms, inf where nothing is known.
+    """
+
+    low: Tensor
+    high: Tensor
+    center: Tensor | None = None
+    radius: float = math.inf
+    rows: float = math.inf
+
+    def __post_init__(self) -> None:
+        assert not math.isnan(self.radius), "a range is never nan"
+        assert not math.isnan(self.rows), "a range is never nan"
+
+    @staticmethod
+    def unknown(shape: Sequence[int]) -> Range:
+        """Any real numbers."""
+        return Range.between(-math.inf, math.inf, shape)
+
+    @staticmethod
+    def between(low: float, high: float, shape: Sequence[int]) -> Range:
+        """The same two ends for every element."""
+        first, last = (torch.tensor(end, dtype=torch.float64).expand(tuple(shape)) for end in (low, high))
+        return Range(first, last)
+
+    @staticmethod
+    def box(low: Tensor, high: Tensor) -> Range:
+        """Elementwise ends, which are widened by what their computation may be off by."""
+        low, high = low - low.abs() * _SLOP, high + high.abs() * _SLOP
+        return Range(low.nan_to_num(-math.inf, math.inf, -math.inf), high.nan_to_num(math.inf, math.inf, -math.inf))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.low.shape)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known at all."""
+        return math.isinf(self.radius) and math.isinf(self.rows) and _scalar(self.low) == -math.inf \
+            and _scalar(self.high) == math.inf  # fmt: skip
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every element has two finite ends."""
+        return all(math.isfinite(_largest(end.abs())) for end in (self.low, self.high))
+
+    @property
+    def smallest(self) -> float:
+        """The lower end of all elements together."""
+        return -_largest(-self.low)
+
+    @property
+    def largest(self) -> float:
+        """The upper end of all elements together."""
+        return _largest(self.high)
+
+    def magnitude(self) -> Tensor:
+        """At least |x|, elementwise; inf where it has no bound. Shapes: that of x."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def log_magnitude(self) -> float:
+        """ln of at least every |x_i|."""
+        ball = self.log_norm() if self.center is not None else math.inf
+        return min(rounding.log_up(_largest(self.magnitude())), ball)
+
+    def log_norm(self) -> float:
+        """ln of at least ||x||."""
+        boxed = log_norm(self.magnitude())
+        if self.center is None or math.isinf(self.radius):
+            return boxed
+        return min(boxed, rounding.log_sum_up(log_norm(self.center), self.radius))
+
+    def log_row_norm(self) -> float:
+        """ln of at least ||x_i||, for every row x_i along the last axis."""
+        boxed = log_row_norm(self.magnitude())
+        if self.center is None:
+            return boxed
+        return min(boxed, rounding.log_sum_up(log_row_norm(self.center), min(self.rows, self.radius)), self.log_norm())
+
+    def tightened(self) -> Range:
+        """The box within the ball, the ball within the box."""
+        if self.center is None:
+            return self
+        low, high, reach = self.low, self.high, min(self.radius, self.rows)
+        if math.isfinite(reach) and reach < 700:
+            width = math.exp(reach) * (1 + 4 * _SLOP)
+            low = torch.maximum(low, self.center - width - self.center.abs() * _SLOP)
+            high = torch.minimum(high, self.center + width + self.center.abs() * _SLOP)
+        elif reach == -math.inf:
+            low = high = self.center
+        away = torch.maximum(high - self.center, self.center - low).clamp_min(0) + self.center.abs() * _SLOP
+        radius = min(self.radius, log_norm(away))
+        return Range(low, high, self.center, radius, min(self.rows, log_row_norm(away), radius))
+
+    def meet(self, other: Range) -> Range:
+        """What lies in both: the boxes' intersection and the smaller of the balls."""
+        smaller = min((self, other), key=lambda one: (one.radius, one.rows))
+        low, high = torch.maximum(self.low, other.low), torch.minimum(self.high, other.high)
+        # Both contain the true value, so ends that crossed did so by rounding, or no value exists.
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+        return Range(low, high, smaller.center, smaller.radius, smaller.rows)
+
+    def with_ball(self, center: Tensor | None, radius: float, rows: float = math.inf) -> Range:
+        """The same box with this ball."""
+        return replace(self, center=center, radius=radius, rows=rows)
+
+
+def _scalar(expanded: Tensor) -> float | None:
+    """The one number of an expanded scalar; None for a tensor of different numbers."""
+    if expanded.numel() == 0 or any(expanded.stride()):
+        return None
+    return float(expanded.flatten()[0]) if expanded.dim() else float(expanded)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
+
+
+def log_norm(values: Tensor) -> float:
+    """ln of at least the Euclidean norm of a tensor; -inf for zeros, inf where an entry is not finite."""
+    top = _largest(values.abs())
+    if top == 0 or not math.isfinite(top):
+        return -math.inf if top == 0 else math.inf
+    norm = float(torch.linalg.vector_norm(values / top)) * (1 + _SLOP)
+    return rounding.log_multiply_up(rounding.log_up(norm), rounding.log_up(top))
+
+
+def log_row_norm(values: Tensor) -> float:
+    """ln of at least the largest Euclidean norm of a row along the last axis."""
+    if values.dim() == 0:
+        return log_norm(values)
+    top = _largest(values.abs())
+    if top == 0 or not math.isfinite(top):
+        return -math.inf if top == 0 else math.inf
+    norm = float(torch.linalg.vector_norm(values / top, dim=-1).max()) * (1 + _SLOP)
+    return rounding.log_multiply_up(rounding.log_up(norm), rounding.log_up(top))
