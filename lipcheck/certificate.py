@@ -28,6 +28,7 @@ from torch import Tensor
 from lipcheck import proof as proofs
 from lipcheck.errors import CertificateError, OutputError, UsageError
 from lipcheck.operators import (
+    BatchedDense,
     Convolution,
     Dense,
     Diagonal,
@@ -155,6 +156,10 @@ def facts_of(operator: Operator) -> dict[str, Fact]:
     if isinstance(operator, Dense):
         outputs, inputs = operator.matrix.shape
         return {"kind": "matrix", "outputs": outputs, "inputs": inputs, "uncertainty": operator.uncertainty}
+    if isinstance(operator, BatchedDense):
+        parts, outputs, inputs = operator.matrices.shape
+        return {"kind": "matrices", "parts": parts, "outputs": outputs, "inputs": inputs,
+                "uncertainty": operator.uncertainty}  # fmt: skip
     if isinstance(operator, Separable):
         rows, columns = tuple(m.shape[0] for m in operator.matrices), tuple(m.shape[1] for m in operator.matrices)
         return {"kind": "kronecker", "outputs": rows, "inputs": columns, "uncertainty": operator.uncertainty}

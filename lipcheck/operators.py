@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,27 @@ class Dense(Linear):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", _widened(self.matrix))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchedDense(Linear):
+    """A direct sum of matrices, each applied to its own part of the input, at each position alike.
+
+    Shapes: `matrices` is (parts, outputs, inputs).
+    """
+
+    matrices: Tensor
+    uncertainty: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matrices", _widened(self.matrices))
+
+    @property
+    def grouped(self) -> Convolution:
+        """The same matrices as the groups of a convolution of one tap: the same norm."""
+        parts, outputs, inputs = self.matrices.shape
+        weight = self.matrices.reshape(parts * outputs, inputs, 1)
+        return Convolution(weight, (1,), (1,), parts, (0,), (1,), (1,), uncertainty=self.uncertainty)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,9 +287,39 @@ class Nonlinear(Operator):
         """Where the output can be, beyond what the slopes say of it. Shapes: `shape` is the output's."""
         return Range.unknown(shape)
 
+    def value(self, points: Sequence[Tensor]) -> Tensor | None:
+        """The map at one point of each input, in float64; None where only its node's own call says it.
+
+        Asked for where several calls were recognised as this map: the last of them does not compute it alone.
+        """
+        return None
+
     def unbounded_because(self, ranges: Sequence[Range]) -> str:
         """Why the slopes are infinite on these ranges; "" where they are not."""
         return ""
+
+
+class ScalarFunction(Protocol):
+    """A function of one number, or of each element by its own parameters, on intervals [low, high].
+
+    Shapes: the ends are float64 tensors of one shape, which parameters may broadcast. Ends may be infinite.
+    """
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Numbers that no value lies beyond."""
+
+    def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest value, elementwise, good to `rounding.EVALUATION`."""
+
+    def slope(self, low: Tensor, high: Tensor) -> Tensor:
+        """The largest |f'|, elementwise, good to that as well; inf where there is none."""
+
+    def steepest(self, low: Tensor, high: Tensor) -> float:
+        """The largest of all slopes, 0 where there is no element."""
+
+    def at(self, points: Tensor) -> Tensor | None:
+        """The values, good to that as well; None where they may be off by more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,22 +328,31 @@ class Curve:
 
     `value` and `derivative` work elementwise in float64. Between two neighbouring `turns` (zeros of the derivative) the
     function is monotone, between two neighbouring `bends` (extrema of the derivative) the derivative is; both are given
-    as enclosures (low, high) of the places. Limits at infinity are what `value` and `derivative` return there.
+    as enclosures (low, high) of the places. Limits at infinity are what `value` and `derivative` return there; where
+    the derivative jumps, `derivative` is the limit of larger absolute value. No value lies beyond `bounds`.
     """
 
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     turns: tuple[tuple[float, float], ...] = ()
     bends: tuple[tuple[float, float], ...] = ()
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the largest value on [low, high], elementwise, not yet widened."""
-        return _extremes(self.value, self.turns, low, high)
+        """What underflow may hide is added: the least and the largest value on [low, high], elementwise."""
+        least, largest = _extremes(self.value, self.turns, low, high)
+        return least - rounding.UNDERFLOW, largest + rounding.UNDERFLOW
 
     def slope(self, low: Tensor, high: Tensor) -> Tensor:
         """The largest |f'| on [low, high], elementwise, not yet widened."""
         least, largest = _extremes(self.derivative, self.bends, low, high)
         return torch.maximum(least.abs(), largest.abs())
+
+    def steepest(self, low: Tensor, high: Tensor) -> float:
+        return steepest(self, low, high)
+
+    def at(self, points: Tensor) -> Tensor | None:
+        return self.value(points)
 
 
 def _extremes(
@@ -306,45 +366,85 @@ def _extremes(
     least, largest = torch.minimum(first, last), torch.maximum(first, last)
     for before, after in places:
         inside = (low < after) & (before < high)
-        ends = function(torch.tensor([before, after], dtype=torch.float64))
-        least = torch.where(inside, torch.minimum(least, ends.min()), least)
-        largest = torch.where(inside, torch.maximum(largest, ends.max()), largest)
+        one, other = (function(torch.tensor(end, dtype=torch.float64)) for end in (before, after))
+        least = torch.where(inside, torch.minimum(least, torch.minimum(one, other)), least)
+        largest = torch.where(inside, torch.maximum(largest, torch.maximum(one, other)), largest)
     return least, largest
+
+
+# So many elements are looked at one by one.
+_FEW = 4096
+
+
+def steepest(curve: ScalarFunction, low: Tensor, high: Tensor) -> float:
+    """The largest slope on all the intervals: that on their hull where one of a few elements reaches it."""
+    if low.numel() == 0:
+        return 0.0
+    if low.numel() > _FEW:
+        lows, highs = low.flatten(), high.flatten()
+        hull = curve.slope(lows.min(), highs.max())
+        around = torch.minimum(highs, -lows)
+        some = torch.stack([lows.argmin(), highs.argmax(), (highs - lows).argmax(), around.argmax()])
+        # With parameters for each element the hull is none of theirs.
+        if hull.numel() == 1 and bool((curve.slope(lows[some], highs[some]) >= hull).any()):
+            return float(hull)
+    return float(curve.slope(low, high).max())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pointwise(Nonlinear):
-    """A scalar function applied to every element, with sup |f'| <= `slope`; its curve, where known, says more."""
+    """A scalar function applied to every element, with sup |f'| <= `slope`; its curve, where known, says more.
+
+    Each element of the input appears in as many elements of the output as there are `copies`.
+    """
 
     name: str
     slope: float
-    curve: Curve | None = None
+    curve: ScalarFunction | None = None
+    copies: int = 1
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
         (x,) = ranges
         slope = self.slope
         if self.curve is not None:
-            x = _interval(x) if x.is_unknown else x
-            found = float(self.curve.slope(x.low, x.high).max()) if x.low.numel() else 0.0
-            # A derivative that no float can hold says nothing.
-            found = math.inf if math.isnan(found) else found * (1 + 2 * rounding.EVALUATION) + rounding.UNDERFLOW
+            found = self.curve.steepest(*_distinct(x))
+            # A derivative that no float can hold says nothing; one near zero is off by a part of the largest.
+            beside = rounding.UNDERFLOW + (2.0**-40 * self.slope if math.isfinite(self.slope) else 0.0)
+            found = math.inf if math.isnan(found) else found * (1 + 2 * rounding.EVALUATION) + beside
             slope = min(slope, found)
-        return (rounding.log_up(slope),)
+        return (rounding.log_multiply_up(rounding.log_up(slope), rounding.log_up(rounding.sqrt_up(self.copies))),)
 
     def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
         (x,) = ranges
         if self.curve is None:
             return Range.unknown(shape)
-        if x.is_unknown:
-            x = _interval(x)
-            found = Range.box(*self.curve.image(x.low, x.high))
-            return Range.between(float(found.low), float(found.high), shape)
-        return Range.box(*self.curve.image(x.low, x.high))
+        found = Range.box(*self.curve.image(*_distinct(x)))
+        least, largest = self.curve.bounds
+        return Range(found.low.clamp(least, largest).expand(shape), found.high.clamp(least, largest).expand(shape))
+
+    def value(self, points: Sequence[Tensor]) -> Tensor | None:
+        return None if self.curve is None else self.curve.at(points[0])
+
+    def unbounded_because(self, ranges: Sequence[Range]) -> str:
+        if math.isfinite(self.slope) or self.slopes(ranges)[0] < math.inf:
+            return ""
+        (x,) = ranges
+        low, high = x.smallest, x.largest
+        if low == -math.inf and high == math.inf:
+            return f"{self.name} has no largest slope on the whole line; give --domain"
+        ends = "(-inf" if low == -math.inf else f"[{low:.3g}", "inf)" if high == math.inf else f"{high:.3g}]"
+        return f"{self.name} has no largest slope on {ends[0]}, {ends[1]}"
 
 
-def _interval(x: Range) -> Range:
-    """The two ends of a range that is the same everywhere."""
-    return Range.between(x.smallest, x.largest, ())
+def _distinct(x: Range) -> tuple[Tensor, Tensor]:
+    """The ends, along the axes where they vary: an axis that was expanded has one entry."""
+    low, high = x.low, x.high
+    if low.numel() == 0:
+        return low, high
+    for axis in range(low.dim()):
+        if low.stride(axis) == 0 and high.stride(axis) == 0:
+            low, high = low.narrow(axis, 0, 1), high.narrow(axis, 0, 1)
+    return low, high
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ A matrix is a symbol of degree zero. Sources: Gray 2006; Araujo et al., AAAI 202
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -67,15 +68,7 @@ class Grid:
 
     def indices(self) -> Tensor:
         """One of each pair of frequencies +-w. Shapes: (frequencies, axes), the integers 2 j + half."""
-        axes = [range(h, 2 * m, 2) for m, h in zip(self.points, self.half, strict=True)]
-        index = torch.cartesian_prod(*(torch.tensor(list(axis)) for axis in axes)).reshape(-1, len(axes))
-        modulus = 2 * torch.tensor(self.points)
-        mirror = (-index) % modulus
-        # Lexicographic order of the index against that of its mirror image.
-        radix = torch.ones(len(axes), dtype=torch.long)
-        for axis in range(len(axes) - 1, 0, -1):
-            radix[axis - 1] = radix[axis] * modulus[axis]
-        return index[(index * radix).sum(1) <= (mirror * radix).sum(1)]
+        return _indices(self.points, self.half)
 
     def neighbours(self, place: Tensor) -> list[int]:
         """Positions in `indices` of the grid's points within half a step of a place, which is in half steps.
@@ -98,15 +91,34 @@ class Grid:
         wave = torch.ones((), dtype=torch.complex128)
         for axis, m in enumerate(self.points):
             turns = torch.outer(index[:, axis], lags[:, axis]) % (2 * m)
-            turns = torch.where(turns > m, turns - 2 * m, turns)
-            angle = turns.double() * math.pi / m
-            wave = wave * torch.complex(angle.cos(), angle.sin())
+            # Each of the 2 m angles is evaluated once, where there are fewer of them than entries.
+            wave = wave * (_turned(torch.arange(2 * m), m)[turns] if 2 * m < turns.numel() else _turned(turns, m))
         return wave.real.contiguous(), wave.imag.contiguous()
 
     @property
     def spread(self) -> str:
         """The grid for people, such as 15x15."""
         return "×".join(map(str, self.points))
+
+
+@functools.lru_cache(maxsize=16)
+def _indices(points: tuple[int, ...], half: tuple[int, ...]) -> Tensor:
+    """`Grid.indices`, which nobody changes: the same few grids are asked again and again."""
+    axes = [range(h, 2 * m, 2) for m, h in zip(points, half, strict=True)]
+    index = torch.cartesian_prod(*(torch.tensor(list(axis)) for axis in axes)).reshape(-1, len(axes))
+    modulus = 2 * torch.tensor(points)
+    mirror = (-index) % modulus
+    # Lexicographic order of the index against that of its mirror image.
+    radix = torch.ones(len(axes), dtype=torch.long)
+    for axis in range(len(axes) - 1, 0, -1):
+        radix[axis - 1] = radix[axis] * modulus[axis]
+    return index[(index * radix).sum(1) <= (mirror * radix).sum(1)]
+
+
+def _turned(turns: Tensor, m: int) -> Tensor:
+    """exp(i pi t / m) for integers 0 <= t < 2 m, the argument reduced to (-pi, pi]."""
+    angle = torch.where(turns > m, turns - 2 * m, turns).double() * math.pi / m
+    return torch.complex(angle.cos(), angle.sin())
 
 
 def matrix_symbol(matrix: Tensor) -> Symbol:

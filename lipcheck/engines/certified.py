@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipcheck import rounding
+from lipcheck.engines import cells, threads
 from lipcheck.engines.gram import GramFamily, gram_family, proves
 from lipcheck.engines.search import top_eigenpairs
 from lipcheck.engines.vectors import bound_groups
@@ -22,6 +23,8 @@ from lipcheck.symbol import Grid, Symbol
 # Frequencies at which a first guess is made, before all of them are proved.
 _GUESSES = 48
 _WARM = 24 << 20
+# Groups of one row that are looked at on all grids to begin with.
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +74,7 @@ def certify(
         return [_vectors(symbol, grids, device, memory) for symbol in symbols]
     family = gram_family(list(symbols), max(1, _frequencies(grids[0])), device, memory)
     groups = first.coefficients.shape[0]
-    prover = _Prover(family, groups, memory, tolerance)
+    prover = _Prover(family, groups, first.degrees, memory, tolerance)
     results = []
     for one in range(len(symbols)):
         results.append(prover.prove(one, grids))
@@ -86,8 +89,10 @@ def _frequencies(grid: Grid) -> int:
 class _Prover:
     """Searches and proves the bounds of one Gram family, symbol by symbol."""
 
-    def __init__(self, family: GramFamily, groups: int, memory: int, tolerance: float) -> None:
-        self.family, self.groups, self.tolerance = family, groups, tolerance
+    def __init__(
+        self, family: GramFamily, groups: int, degrees: tuple[int, ...], memory: int, tolerance: float
+    ) -> None:
+        self.family, self.groups, self.degrees, self.tolerance = family, groups, degrees, tolerance
         # A chunk of R lives up to four times: itself, its shifted copy, the factor, and scratch. On a CPU small chunks
         # are faster, since the allocator hands the same warm pages out again.
         budget = memory // 5 if family.device.type == "cuda" else min(memory // 5, _WARM)
@@ -107,11 +112,12 @@ class _Prover:
         slack = min(1e-7 if exact else 1e-4, self.tolerance / 10)
         grid, place, vector = self._choose(items, relative, grids)
         index = grid.indices()
-        open_pairs = torch.cartesian_prod(torch.arange(len(items)), torch.arange(len(index)))
         value, vector = self._sharpen(items, relative, grid, index, place, vector, exact)
         mu = value**0.5 * (1 + slack)
+        pairs = torch.cartesian_prod(torch.arange(len(items)), torch.arange(len(index)))
+        open_pairs = self._pruned(items, relative, grid, index, pairs, mu)
         while True:
-            open_pairs = self._unproved(items, relative, grid, index, open_pairs, mu)
+            open_pairs = open_pairs[~self._proved(items, relative, grid, index[open_pairs[:, 1]], open_pairs[:, 0], mu)]
             if len(open_pairs) == 0:
                 break
             guess, at, top = self._estimate(items, relative, grid, index, open_pairs, steps=10)
@@ -171,29 +177,71 @@ class _Prover:
         """The eigenvalue and its vector at one place, in float64."""
         matrix = self.family.matrices(items[where[:1]], grid, index[where[1:]])
         start = vector.to(matrix)[None]
-        steps, accuracy = (200, 1e-13) if exact else (100, 1e-9)
+        # Far below the slack that stands above the value.
+        steps, accuracy = (200, 1e-13) if exact else (100, 1e-7)
         values, vectors = top_eigenpairs(matrix, steps=steps, start=start, accuracy=accuracy)
         value = float(values[0]) / float(relative[where[0]]) / float(relative[where[0]])
         return max(value, 1e-300), vectors[0]
 
-    def _unproved(self, items: Tensor, relative: Tensor, grid: Grid, index: Tensor, pairs: Tensor, mu: float) -> Tensor:
-        """The pairs of item and frequency at which mu is not proved."""
-        failed = []
-        for chunk in torch.split(pairs, self.chunk):
-            matrices = self.family.matrices(items[chunk[:, 0]], grid, index[chunk[:, 1]])
-            # A power of two, so that mu is compared at each item's own scale without rounding.
-            bound = mu * relative[chunk[:, 0]]
-            magnitude = self.family.magnitude[items[chunk[:, 0]]]
-            failed.append(chunk[~proves(matrices, bound, magnitude, self.family.error).cpu()])
-        return torch.cat(failed)
+    def _proved(
+        self, items: Tensor, relative: Tensor, grid: Grid, index: Tensor, group: Tensor, bound: float
+    ) -> Tensor:
+        """Where it is proved that a group's norm at a frequency is below the bound.
+
+        Shapes: index (n, axes) in units of the grid's half steps, group (n,); result (n,) of bool.
+        """
+
+        def below(part: tuple[Tensor, Tensor]) -> Tensor:
+            own, where = part
+            matrices = self.family.matrices(items[own], grid, where)
+            # A power of two, so that the bound is compared at each item's own scale without rounding.
+            mu = bound * relative[own]
+            return proves(matrices, mu, self.family.magnitude[items[own]], self.family.error).cpu()
+
+        # Threads that share the work have chunks of their own.
+        size = min(self.chunk, max(1, -(-len(group) // threads.workers(self.family.device))))
+        parts = list(zip(torch.split(group, size), torch.split(index, size), strict=True))
+        return torch.cat(threads.shared(below, parts, self.family.device))
+
+    def _pruned(self, items: Tensor, relative: Tensor, grid: Grid, index: Tensor, pairs: Tensor, mu: float) -> Tensor:
+        """The pairs of group and frequency that are left when one proof for a block of them excludes what it can.
+
+        A level of blocks is left out where those tried first promise no gain. See `cells`.
+        """
+        for span in cells.SPANS:
+            axes = cells.fine_axes(self.degrees, grid)
+            share = cells.block_share(self.degrees, grid, axes, span)
+            if not axes or share == 0 or len(pairs) < cells.FEWEST:
+                continue
+            group, centre, inside = cells.blocks(grid, axes, span, pairs[:, 0], index[pairs[:, 1]])
+            bound = rounding.multiply_down(mu, share)
+            proved = torch.zeros(len(group), dtype=torch.bool)
+            first = torch.arange(0, len(group), cells.stride(len(group)))
+            proved[first] = self._proved(items, relative, grid, centre[first], group[first], bound)
+            rest = torch.ones(len(group), dtype=torch.bool)
+            rest[first] = False
+            if bool(rest.any()) and float(proved[first].double().mean()) > 1.2 / 2 ** len(axes):
+                proved[rest] = self._proved(items, relative, grid, centre[rest], group[rest], bound)
+            pairs = pairs[~proved[inside]]
+        return pairs
 
 
 def _vectors(symbol: Symbol, grids: Sequence[Grid], device: torch.device, memory: int) -> Certified:
     """The largest of the groups' bounds for a symbol with one row."""
     if float(symbol.coefficients.abs().max()) == 0:
         return Certified(0.0, grids[0], None)
-    bounds = bound_groups(symbol, grids, device, memory)
-    top = bounds.top
-    peak = Peak(top, bounds.angle[top], torch.ones(1, dtype=torch.float64))
-    upper = float(bounds.upper[top])
-    return Certified(upper, bounds.grid[top], peak, upper, shared=False)
+    first = bound_groups(symbol, grids[:1], device, memory)
+    order = first.upper.argsort(descending=True, stable=True)
+    best = Certified(0.0, grids[0], None)
+    step = _FEW
+    # All grids for those groups only that the first one leaves above the largest bound so far.
+    while len(order := order[first.upper[order] > best.upper]):
+        few = Symbol(symbol.coefficients[order[:step]], symbol.exponents)
+        bounds = bound_groups(few, grids, device, memory)
+        top = bounds.top
+        upper = float(bounds.upper[top])
+        if upper > best.upper:
+            peak = Peak(int(order[top]), bounds.angle(top), torch.ones(1, dtype=torch.float64))
+            best = Certified(upper, bounds.grid(top), peak, upper, shared=False)
+        order, step = order[step:], 4 * step
+    return best

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import singledispatch
 
 import torch
-from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
-from lipcheck.engines import branch, lanczos, padded, randomised
+from lipcheck.engines import branch, depthwise, lanczos, padded, randomised, threads
 from lipcheck.engines.certified import Certified, certify
-from lipcheck.engines.matrix import blurred, bound_matrices, symbol_magnitude
+from lipcheck.engines.matrix import blurred, bound_each, bound_matrices, symbol_magnitude
 from lipcheck.engines.settings import DEFAULT_SETTINGS, Settings
-from lipcheck.engines.vectors import bound_groups
 from lipcheck.lattices import sublattices
 from lipcheck.operators import (
+    BatchedDense,
     Convolution,
     Dense,
     Diagonal,
@@ -58,9 +55,10 @@ from lipcheck.symbol import (
 _MATRIX_SIDE = 2048
 # unless its Gram matrix would take more multiplications than this.
 _MATRIX_WORK = 4e9
-# The same side for each group of a depthwise convolution, whose groups are looked at a few at a time.
+# The same side for each group of a depthwise convolution.
 _GROUP_SIDE = 1024
-_GROUPS_AT_ONCE = 8
+# Numbers in a batch of matrices.
+_BATCH_ENTRIES = 1 << 21
 # An embedding whose factorisations take at least so many operations is compared with the symbol's supremum, where that
 # is above it by no more than so many tolerances.
 _MUCH = 5e9
@@ -79,16 +77,17 @@ def enclose(
     scale, that are run in the same pool of threads.
     Errors: TypeError for an operator without a norm.
     """
-    workers = torch.get_num_threads() if settings.device.type == "cpu" else 1
+    workers = threads.workers(settings.device)
     bounds: dict[int, Bound] = {}
 
-    def bounding(i: int) -> Callable[[Settings], None]:
+    def bounding(batch: list[int]) -> Callable[[Settings], None]:
         def task(own: Settings) -> None:
-            bounds[i] = spectral_norm(operators[i], own)
+            found = _bound_batch([operators[i] for i in batch], own)
+            bounds.update(zip(batch, found, strict=True))
 
         return task
 
-    tasks = [(cost(operator), bounding(i)) for i, operator in enumerate(operators)]
+    tasks = [(sum(cost(operators[i]) for i in batch), bounding(batch)) for batch in _batches(operators)]
 
     def other(call: Callable[[], None]) -> Callable[[Settings], None]:
         return lambda own: call()
@@ -108,21 +107,54 @@ def enclose(
         task[1](each)
         advance(task[0])
 
-    if len(alone) < len(tasks):
-        with _single_threaded(), ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(run, tasks[len(alone) :]):
-                pass
+    threads.shared(run, tasks[len(alone) :], settings.device)
     return [bounds[i] for i in range(len(operators))]
 
 
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _batches(operators: Sequence[Operator]) -> list[list[int]]:
+    """What is bounded in one go: matrices of one shape, some at a time, and everything else by itself."""
+    batches: list[list[int]] = []
+    last: dict[tuple[int, int], list[int]] = {}
+    for i, operator in enumerate(operators):
+        sides = _plain_sides(operator)
+        if sides is None:
+            batches.append([i])
+        elif sides in last and (len(last[sides]) + 1) * math.prod(sides) <= _BATCH_ENTRIES:
+            last[sides].append(i)
+        else:
+            last[sides] = [i]
+            batches.append(last[sides])
+    return batches
+
+
+def _plain_sides(operator: Operator) -> tuple[int, int] | None:
+    """The smaller and the larger side of an operator that is one matrix at every position; None of any other."""
+    if isinstance(operator, Dense):
+        rows, columns = operator.matrix.shape
+        return min(rows, columns), max(rows, columns)
+    if not isinstance(operator, Convolution) or operator.groups > 1 or operator.weight.numel() == 0:
+        return None
+    # No two outputs share an input.
+    apart = all(
+        d == 1 and k <= s for d, k, s in zip(operator.dilation, operator.kernel, operator.stride, strict=True)
+    )  # fmt: skip
+    if not apart or trimmed(operator).kernel != operator.kernel or not _sees_whole_kernel(operator):
+        return None
+    rows, columns = operator.weight.shape[0], operator.weight[0].numel()
+    return min(rows, columns), max(rows, columns)
+
+
+def _bound_batch(operators: Sequence[Operator], settings: Settings) -> list[Bound]:
+    """The enclosures of one of `_batches`."""
+    if _plain_sides(operators[0]) is None:
+        return [spectral_norm(operator, settings) for operator in operators]
+    matrices, uncertainties = [], []
+    for operator in operators:
+        assert isinstance(operator, Dense | Convolution)
+        # Each tap of the convolution has its own phase of the input: columns of their own.
+        matrices.append(operator.matrix if isinstance(operator, Dense) else operator.weight.flatten(1))
+        uncertainties.append(operator.uncertainty)
+    return bound_each(matrices, uncertainties, settings)
 
 
 def cost(operator: Operator) -> float:
@@ -150,6 +182,11 @@ def spectral_norm(operator: Operator, settings: Settings = DEFAULT_SETTINGS) -> 
 @spectral_norm.register
 def _(operator: Dense, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     return bound_matrices(operator.matrix[None], operator.uncertainty, settings)
+
+
+@spectral_norm.register
+def _(operator: BatchedDense, settings: Settings = DEFAULT_SETTINGS) -> Bound:
+    return spectral_norm(operator.grouped, settings)
 
 
 @spectral_norm.register
@@ -185,15 +222,15 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
         return bound_matrices(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
     sides = matrix_sides(operator)
     if symbol.side == 1 and operator.groups > 1 and min(sides) <= _GROUP_SIDE:
-        return _group_by_group(operator, symbol, settings)
+        bound = depthwise.spectral_norm(operator, symbol, settings)
+        return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
     if _formed(operator.groups, sides, matrix_entries(operator), settings):
         bound = bound_matrices(as_matrix(operator), 0.0, settings)
         return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
-    magnitude = symbol_magnitude(symbol)
     lower = 0.0
     found = _by_supremum(operator, symbol, settings)
     if found is not None:
-        lower = _attained_by_convolution(operator, symbol, found, magnitude, settings)
+        lower = _attained_by_convolution(operator, symbol, found, settings)
     if found is None or found.upper > lower * (1 + settings.tolerance):
         best = found
         found = certify(
@@ -203,9 +240,9 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
             device=settings.device,
             memory=settings.memory,
         )[0]
-        lower = max(lower, _attained_by_convolution(operator, symbol, found, magnitude, settings))
+        lower = max(lower, _attained_by_convolution(operator, symbol, found, settings))
         found = best if best is not None and best.upper < found.upper else found
-    blur = rounding.multiply_up(operator.uncertainty, magnitude)
+    blur = rounding.multiply_up(operator.uncertainty, symbol_magnitude(symbol)) if operator.uncertainty else 0.0
     return blurred(lower, found.upper, blur, _method(operator, found), _grid_proof(operator, symbol, found))
 
 
@@ -280,26 +317,6 @@ def _formed(groups: int, sides: tuple[int, int], entries: int, settings: Setting
     return groups * min(sides) ** 2 * max(sides) <= _MATRIX_WORK
 
 
-def _group_by_group(operator: Convolution, symbol: Symbol, settings: Settings) -> Bound:
-    """A depthwise convolution whose groups are small matrices: those are formed that can still hold the maximum.
-
-    Every group has its symbol's bound at once. The few largest are then bounded as the matrices they are, and after
-    them only those whose symbol's bound is above what was found.
-    """
-    candidates = grids(operator, symbol, settings.tolerance)
-    uppers = bound_groups(symbol, candidates, settings.device, settings.memory).upper
-    order = uppers.argsort(descending=True, stable=True)
-    most = max(1, min(_GROUPS_AT_ONCE, settings.memory // (32 * math.prod(matrix_sides(operator)))))
-    step = 1
-    best = Bound(0.0, 0.0, "matrix")
-    while len(order) and float(uppers[order[0]]) > best.upper:
-        found = bound_matrices(as_matrix(_groups_of(operator, order[:step])), 0.0, settings)
-        best = Bound(max(best.lower, found.lower), max(best.upper, found.upper), "matrix")
-        order, step = order[step:], min(2 * step, most)
-    proof = GroupsProof(best.upper, embedding_points(operator))
-    return blurred(best.lower, best.upper, _uncertain(operator, symbol), best.method, proof)
-
-
 def _uncertain(operator: Convolution, symbol: Symbol) -> float:
     """What the norm of `as_matrix` is off by at most.
 
@@ -307,12 +324,6 @@ def _uncertain(operator: Convolution, symbol: Symbol) -> float:
     """
     error = operator.uncertainty + aliasing_error(operator) * (1 + operator.uncertainty)
     return rounding.multiply_up(error, symbol_magnitude(symbol)) if error else 0.0
-
-
-def _groups_of(operator: Convolution, groups: Tensor) -> Convolution:
-    """The operator with some of its groups only."""
-    weight = operator.weight.reshape(operator.groups, -1, *operator.weight.shape[1:])[groups].flatten(0, 1)
-    return replace(operator, weight=weight, groups=len(groups))
 
 
 def _sees_whole_kernel(operator: Convolution) -> bool:
@@ -327,19 +338,23 @@ def _sees_whole_kernel(operator: Convolution) -> bool:
     )
 
 
-def _attained_by_convolution(
-    operator: Convolution, symbol: Symbol, found: Certified, magnitude: float, settings: Settings
-) -> float:
+def _attained_by_convolution(operator: Convolution, symbol: Symbol, found: Certified, settings: Settings) -> float:
     if operator.groups > 1 and found.peak is not None:
         # The groups are a direct sum: a vector of the one that came closest to the bound is enough.
         group = found.peak.group
-        operator, found = _groups_of(operator, torch.tensor([group])), replace(found, peak=replace(found.peak, group=0))
+        operator = depthwise.groups_of(operator, torch.tensor([group]))
+        found = replace(found, peak=replace(found.peak, group=0))
         symbol = Symbol(symbol.coefficients[group : group + 1], symbol.exponents)
-        magnitude = symbol_magnitude(symbol)
     start = lanczos.start_vector(operator, symbol, found)
     if start is None:
         return 0.0
     accuracy = settings.tolerance / 10
     return lanczos.attained_from(
-        operator, start, magnitude=magnitude, steps=16, accuracy=accuracy, device=settings.device
+        operator,
+        start,
+        magnitude=symbol_magnitude(symbol),
+        steps=16,
+        accuracy=accuracy,
+        device=settings.device,
+        upper=found.upper,
     )

@@ -108,18 +108,22 @@ def plan(operator: Convolution) -> Plan:
     found = []
     for outputs in (True, False):
         channels = operator.weight.shape[0] // operator.groups if outputs else operator.weight.shape[1]
-        lines = [_line(operator, axis, outputs) for axis in range(operator.axes)]
+        lines = [line_of(operator, axis, outputs) for axis in range(operator.axes)]
         for axis, line in enumerate(lines):
             found.append(Plan(outputs, axis, line, (*lines[:axis], *lines[axis + 1 :]), channels))
     return min(found, key=lambda one: one.factorisation)
 
 
-def _line(operator: Convolution, axis: int, outputs: bool) -> Line:
+def line_of(operator: Convolution, axis: int, outputs: bool) -> Line:
+    """Where the taps of one axis meet; the positions kept are those of the outputs or of the inputs."""
     n, count = operator.input_size[axis], operator.output_size[axis]
     s, d, p = operator.stride[axis], operator.dilation[axis], operator.offset[axis]
     meets: list[dict[int, int]] = []
     for k in range(operator.kernel[axis]):
-        reads = {i: s * i + d * k - p for i in range(count) if 0 <= s * i + d * k - p < n}
+        reads = {i: s * i + d * k - p for i in range(count)}
+        if operator.circular:
+            reads = {i: j % n for i, j in reads.items()}
+        reads = {i: j for i, j in reads.items() if 0 <= j < n}
         meets.append({j: i for i, j in reads.items()} if outputs else reads)
     taps = range(len(meets))
     pairs = {(k, m): {meets[k][x]: meets[m][x] for x in meets[k] if x in meets[m]} for k in taps for m in taps}

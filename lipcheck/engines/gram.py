@@ -24,11 +24,10 @@ _ROWS = 256
 class GramFamily:
     """R(w) for a batch of symbols with one lattice of exponents, scaled by 2^-exponent each.
 
-    Shapes: with I items (a layer's group each), L lags, r rows: `table` is (I, 2 L, 2 r * r), whose rows hold the
-    symmetric part of each lag's autocorrelation in the places of the real parts, then the antisymmetric ones in those
-    of the imaginary parts, so that one product with cosines and sines gives R; (I, 1, r * r) for a single lag. None
-    where R is formed from `coefficients` instead, (I, Q, r, c). `magnitude` (I,) bounds ||sum_q |P_q||| after the
-    scaling; `lags` is (L, axes).
+    Shapes: with I items (a layer's group each), L lags, r rows: `table` is (I, 2, L, r * r), the symmetric part of each
+    lag's autocorrelation for the real part of R and the antisymmetric one for the imaginary part; (I, 1, 1, r * r) for
+    a single lag. None where R is formed from `coefficients` instead, (I, Q, r, c). `magnitude` (I,) bounds
+    ||sum_q |P_q||| after the scaling; `lags` is (L, axes).
     """
 
     coefficients: Tensor | None
@@ -59,7 +58,7 @@ class GramFamily:
     def bytes_per_matrix(self) -> int:
         """What one frequency takes: R, and F too where R is formed from it."""
         if self.coefficients is not None:
-            return 16 * self.rows * (self.rows + self.coefficients.shape[3])
+            return 16 * self.rows * max(self.rows, self.coefficients.shape[3])
         return self.rows**2 * (8 if self.real else 16)
 
     def matrices(self, item: Tensor, grid: Grid, index: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -70,13 +69,43 @@ class GramFamily:
         n, r, table = len(item), self.rows, self._table_in(dtype)
         if self.real:
             return table[item, 0].reshape(n, r, r)
-        waves = torch.cat(grid.phases(index, self.lags), dim=1).to(table)
-        result = torch.empty(n, r * r, 2, dtype=dtype, device=self.device)
-        # Pairs come in the order of their items: one product for each run of the same item.
-        ends = [0, *(torch.nonzero(item[1:] != item[:-1]).flatten() + 1).tolist(), n]
-        for low, high in itertools.pairwise(ends):
-            torch.mm(waves[low:high], table[int(item[low])], out=result[low:high].view(high - low, -1))
-        return torch.view_as_complex(result).reshape(n, r, r)
+        real, imaginary = torch.empty(2, n, r * r, dtype=dtype, device=self.device)
+        # Pairs come in the order of their items: products for each run of the same item.
+        for low, high in _runs(item):
+            self._summed(table[int(item[low])], grid, index[low:high], real[low:high], imaginary[low:high])
+        return torch.complex(real, imaginary).reshape(n, r, r)
+
+    def _summed(self, table: Tensor, grid: Grid, index: Tensor, real: Tensor, imaginary: Tensor) -> None:
+        """The lags times their phases at each frequency, in one product, or the last axis after the others.
+
+        With w = (w', w_a), l = (l', l_a), j = |l_a| and s its sign, the phase of a lag is
+
+            cos<w, l> = cos(j w_a) cos<w', l'> - sin(j w_a) s sin<w', l'>
+            sin<w, l> = cos(j w_a) sin<w', l'> + sin(j w_a) s cos<w', l'>
+
+        so that a first product sums the lags of each j at every w', a second one these few sums at every w_a.
+        """
+        last = max((axis for axis, m in enumerate(grid.points) if m > 1), default=0)
+        steps = torch.tensor(sorted(set(self.lags[:, last].abs().tolist())))
+        runs = _runs(*(index[:, axis] for axis in range(last))) if last else []
+        if last == 0 or 3 * len(steps) * len(runs) > len(index):
+            cosine, sine = grid.phases(index, self.lags)
+            torch.mm(cosine.to(table), table[0], out=real)
+            torch.mm(sine.to(table), table[1], out=imaginary)
+            return
+        others = self.lags.clone()
+        others[:, last] = 0
+        cosine, sine = grid.phases(index[[low for low, _ in runs]], others)
+        sign = self.lags[:, last].sign().double()
+        chosen = (self.lags[:, last].abs() == steps[:, None]).double()
+        along = torch.zeros(len(steps), self.lags.shape[1], dtype=torch.long)
+        along[:, last] = steps
+        waves = torch.cat(grid.phases(index, along), dim=1).to(table)
+        for out, part, even, odd in ((real, table[0], cosine, -sine), (imaginary, table[1], sine, cosine)):
+            weights = torch.cat([even[:, None] * chosen, (sign * odd)[:, None] * chosen], dim=1)
+            sums = weights.to(table).flatten(0, 1) @ part
+            for (low, high), some in zip(runs, sums.reshape(len(runs), 2 * len(steps), -1), strict=True):
+                torch.mm(waves[low:high], some, out=out[low:high])
 
     def _table_in(self, dtype: torch.dtype) -> Tensor:
         assert self.table is not None
@@ -85,19 +114,42 @@ class GramFamily:
         return self._tables[dtype]
 
     def _direct(self, item: Tensor, grid: Grid, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """F F* with F summed at each frequency; `lags` are the exponents then."""
+        """F F* = A A^T + B B^T + i (B A^T - A B^T) for F = A + i B, summed at each frequency.
+
+        `lags` are the exponents then.
+        """
         assert self.coefficients is not None
         device = self.coefficients.device
         cosine, sine = (p.to(device, dtype) for p in grid.phases(index, self.lags))
         n, (r, c) = len(item), self.coefficients.shape[2:]
-        symbol = torch.empty(
-            n, r, c, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64, device=device
-        )
-        for one in sorted(set(item.tolist())):
-            where = item == one
-            flat = self.coefficients[one].reshape(-1, r * c).to(dtype)
-            symbol[where] = torch.complex(cosine[where] @ flat, sine[where] @ flat).reshape(-1, r, c)
-        return symbol @ symbol.mH
+        parts = torch.empty(n, r, 2 * c, dtype=dtype, device=device)
+        for low, high in _runs(item):
+            flat = self.coefficients[int(item[low])].reshape(-1, r * c).to(dtype)
+            parts[low:high, :, :c] = (cosine[low:high] @ flat).reshape(-1, r, c)
+            parts[low:high, :, c:] = (sine[low:high] @ flat).reshape(-1, r, c)
+        real = half_product(parts)
+        skew = parts[:, :, c:] @ parts[:, :, :c].mT
+        return torch.complex(real, skew - skew.mT)
+
+
+def half_product(matrices: Tensor) -> Tensor:
+    """M M^T for each M, of whose halves only one is summed. Shapes: (n, r, c) to (n, r, r)."""
+    r = matrices.shape[1]
+    if r <= _ROWS:
+        return matrices @ matrices.mT
+    product = matrices.new_zeros(len(matrices), r, r)
+    for low in range(0, r, _ROWS):
+        product[:, low:, low : low + _ROWS] = matrices[:, low:] @ matrices[:, low : low + _ROWS].mT
+    return product.tril() + product.tril(-1).mT
+
+
+def _runs(*columns: Tensor) -> list[tuple[int, int]]:
+    """Begin and end of each run of equal entries. Shapes: (n,) each, n > 0."""
+    new = torch.zeros(len(columns[0]) - 1, dtype=torch.bool) if columns else torch.zeros(0, dtype=torch.bool)
+    for column in columns:
+        new |= (column[1:] != column[:-1]).cpu()
+    ends = [0, *(torch.nonzero(new).flatten() + 1).tolist(), len(columns[0]) if columns else 0]
+    return list(itertools.pairwise(ends))
 
 
 def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device, memory: int = 1 << 40) -> GramFamily:
@@ -111,21 +163,21 @@ def gram_family(symbols: list[Symbol], frequencies: int, device: torch.device, m
     exponent = _exponents(stacked)
     lags, pairs = _autocorrelation_pairs(exponents)
     magnitude = _magnitude(stacked, exponent)
-    error = rounding.gram_error(taps * c, max(len(lags), taps))
+    # The lags are summed in two products at most, the second over no more sums than there are lags: twice the terms.
+    error = rounding.gram_error(taps * c, max(2 * len(lags), taps))
     products = sum(len(p) for p in pairs)
-    table_bytes = items * 2 * len(lags) * 2 * r * r * (8 + 4)
-    if len(lags) > 1 and (2 * products > 8 * frequencies or table_bytes > memory):
+    table_bytes = items * 2 * len(lags) * r * r * (8 + 4)
+    if len(lags) > 1 and (2 * products > 4 * frequencies or table_bytes > memory):
         scaled = torch.stack([scaled_by_power(one, -int(e)) for one, e in zip(stacked, exponent, strict=True)])
         return GramFamily(scaled, None, exponents, exponent, magnitude, r, error)
     single = len(lags) == 1
-    shape = (items, 1, r * r) if single else (items, 2 * len(lags), 2 * r * r)
-    table = torch.zeros(shape, dtype=torch.float64, device=device)
+    table = torch.zeros(items, 1 if single else 2, len(lags), r * r, dtype=torch.float64, device=device)
     for one in range(items):
         correlations = _correlations(stacked[one], pairs, int(exponent[one]))
-        table[one, 0, :: 1 if single else 2] = correlations[0].flatten()
+        table[one, 0, 0] = correlations[0].flatten()
         for lag, correlation in enumerate(correlations[1:], start=1):
-            table[one, lag, ::2] = (correlation + correlation.T).flatten()
-            table[one, len(lags) + lag, 1::2] = (correlation - correlation.T).flatten()
+            table[one, 0, lag] = (correlation + correlation.T).flatten()
+            table[one, 1, lag] = (correlation - correlation.T).flatten()
     return GramFamily(None, table, lags, exponent, magnitude, r, error)
 
 

@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lipcheck import rounding
@@ -22,14 +24,21 @@ from lipcheck.symbol import Symbol
 
 # What is left of a vector below this share of the norm is rounding of float32: the reachable space is exhausted.
 _EXHAUSTED = 1e-4
+# Where a step is costly: the share of the gap to the upper bound that it has to gain, up to so many accuracies; and how
+# many multiplications make it so.
+_SMALL_GAIN, _ROUGH = 0.05, 5
+_COSTLY = 2**28
 Map = Callable[[Tensor], Tensor]
 
 
-def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, accuracy: float) -> Tensor:
+def leading_vector(
+    forward: Map, adjoint: Map, start: Tensor, *, steps: int, accuracy: float, upper: float = math.inf
+) -> Tensor:
     """An input that the operator amplifies nearly as much as it can: never a claim until `attained` evaluates it.
 
     Stops once three steps raised the estimated norm by less than `accuracy`, relatively: a start close to one singular
-    vector needs some steps before what it holds of another shows.
+    vector needs some steps before what it holds of another shows. Where `upper` is given, a step is costly: the search
+    also stops once the last step gained little beside what is left below that bound of the norm.
     Shapes: `start` is an input; so is the result. Source: Golub-Kahan with full reorthogonalisation.
     """
     right = start / torch.linalg.vector_norm(start).clamp_min(1e-30)
@@ -51,8 +60,12 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
         left = image / alpha
         lefts[step] = left.flatten()
         diagonal.append(alpha)
-        estimates.append(float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above), 2)))
+        estimates.append(float(np.linalg.norm(_bidiagonal(diagonal, above), 2)))
         if len(estimates) > 7 and estimates[-1] - estimates[-4] <= accuracy * estimates[-1]:
+            break
+        left_over = upper / estimates[-1] - 1
+        gain = 1 - estimates[-2] / estimates[-1]
+        if step > 1 and left_over < math.inf and gain <= min(_SMALL_GAIN * left_over, _ROUGH * accuracy):
             break
         back = _orthogonal(adjoint(left), rights[: step + 1])
         beta = float(torch.linalg.vector_norm(back))
@@ -64,19 +77,17 @@ def leading_vector(forward: Map, adjoint: Map, start: Tensor, *, steps: int, acc
         return start
     # Where the left space was exhausted, one right vector more is known, whose image lies in it.
     known = min(len(above), len(diagonal)) + 1 if len(diagonal) < steps else len(diagonal)
-    matrix = _bidiagonal(diagonal, above)
-    if known > len(diagonal):
-        matrix = torch.cat([matrix, torch.zeros(len(diagonal), 1, dtype=torch.float64)], dim=1)
-        matrix[-1, -1] = above[-1]
-    weights: Tensor = torch.linalg.svd(matrix, full_matrices=False)[2][0]
+    matrix = _bidiagonal(diagonal, above[: known - 1])
+    weights = torch.from_numpy(np.linalg.svd(matrix)[2][0].copy())
     return (weights.to(rights) @ rights[:known]).reshape(start.shape)
 
 
-def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    side = len(diagonal) - 1
-    if side > 0:
-        matrix += torch.diag(torch.tensor(above[:side], dtype=torch.float64), 1)
+def _bidiagonal(diagonal: list[float], above: list[float]) -> NDArray[np.float64]:
+    """Shapes: with as many numbers above the diagonal as on it, there is one column more than rows."""
+    rows, columns = len(diagonal), max(len(diagonal), len(above) + 1)
+    matrix = np.zeros((rows, columns))
+    matrix[range(rows), range(rows)] = diagonal
+    matrix[range(len(above)), range(1, len(above) + 1)] = above
     return matrix
 
 
@@ -116,10 +127,12 @@ def attained_from(
     steps: int,
     accuracy: float,
     device: torch.device,
+    upper: float = math.inf,
 ) -> float:
     """At most the norm that a search from A* start proves, in float32 first and then in float64.
 
     Powers of two take the weights near one, so that a search in float32 neither overflows nor loses them.
+    A search whose steps are costly is content with less where little is left below `upper`, a bound of the norm.
     Shapes: `start` is an output with its batch axis. `magnitude` bounds the norm of |A|.
     """
     weight = weights_of(operator)
@@ -128,7 +141,9 @@ def attained_from(
     search = _with_weight(operator, weights_of(scaled).float().to(device))
     # From the range of the adjoint, where a singular vector lies.
     first = search.adjoint(start.to(device))
-    x = leading_vector(search.forward, search.adjoint, first, steps=steps, accuracy=accuracy)
+    costly = weight.numel() * start[0, 0].numel() >= _COSTLY
+    within = rounding.scale_up(upper, -exponent) if costly else math.inf
+    x = leading_vector(search.forward, search.adjoint, first, steps=steps, accuracy=accuracy, upper=within)
     bound = rounding.scale_up(magnitude, -exponent)
     return rounding.scale_down(attained(scaled.forward, x, terms=weight[0].numel(), magnitude=bound), exponent)
 

@@ -18,19 +18,30 @@ from lipcheck.symbol import Grid, Symbol
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupBounds:
-    """||F|| <= upper for each group, and where each came closest.
+    """||F|| <= upper for each group, and where each came closest: at a place of one of the candidate grids.
 
-    Shapes: `upper` (groups,) float64; `grid` and `angle` have one entry per group.
+    Shapes: `upper` (groups,) float64; `chosen` and `place` (groups,) index `grids` and that grid's `indices`.
     """
 
     upper: Tensor
-    grid: list[Grid]
-    angle: list[tuple[float, ...]]
+    grids: Sequence[Grid]
+    chosen: Tensor
+    place: Tensor
 
     @property
     def top(self) -> int:
         """The group whose bound is largest."""
         return int(self.upper.argmax())
+
+    def grid(self, group: int) -> Grid:
+        """The grid that bounds a group best."""
+        return self.grids[int(self.chosen[group])]
+
+    def angle(self, group: int) -> tuple[float, ...]:
+        """The highest frequency of a group on that grid."""
+        grid = self.grid(group)
+        turns = grid.indices()[int(self.place[group])].tolist()
+        return tuple(math.pi * t / m for t, m in zip(turns, grid.points, strict=True))
 
 
 def bound_groups(symbol: Symbol, grids: Sequence[Grid], device: torch.device, memory: int) -> GroupBounds:
@@ -49,19 +60,16 @@ def bound_groups(symbol: Symbol, grids: Sequence[Grid], device: torch.device, me
     magnitude = scaled.abs().sum(1).square().sum(1).sqrt() * (1 + rounding.gamma(taps + columns + 8))
     error = magnitude * rounding.gram_error(taps + columns, taps)
     upper = torch.full((groups,), math.inf, dtype=torch.float64)
-    grid_of, angle_of = [grids[0]] * groups, [(0.0,) * len(grids[0].points)] * groups
-    for grid in grids:
+    chosen, places = torch.zeros(groups, dtype=torch.long), torch.zeros(groups, dtype=torch.long)
+    for number, grid in enumerate(grids):
         squares, place = _largest_squares(scaled, symbol.exponents, grid, memory)
         norms = squares.sqrt() * (1 + rounding.gamma(columns + 8)) + error + rounding.UNDERFLOW
         found = (norms * (1 + 8 * rounding.UNIT) / grid.share * (1 + 4 * rounding.UNIT)).cpu()
-        index = grid.indices()
-        for group in torch.nonzero(found < upper).flatten().tolist():
-            turns = index[int(place[group])].tolist()
-            grid_of[group] = grid
-            angle_of[group] = tuple(math.pi * t / m for t, m in zip(turns, grid.points, strict=True))
+        places = torch.where(found < upper, place.cpu(), places)
+        chosen = torch.where(found < upper, number, chosen)
         upper = torch.minimum(upper, found)
     unscaled = [rounding.scale_up(bound, e) for bound, e in zip(upper.tolist(), exponents, strict=True)]
-    return GroupBounds(torch.tensor(unscaled, dtype=torch.float64), grid_of, angle_of)
+    return GroupBounds(torch.tensor(unscaled, dtype=torch.float64), grids, chosen, places)
 
 
 def _powers(exponents: list[int], device: torch.device) -> Tensor:

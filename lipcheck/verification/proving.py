@@ -10,7 +10,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lipcheck.operators import Convolution, Dense, Diagonal, Indexing, InfiniteConvolution, Operator, Padded
+from lipcheck.operators import (
+    BatchedDense,
+    Convolution,
+    Dense,
+    Diagonal,
+    Indexing,
+    InfiniteConvolution,
+    Operator,
+    Padded,
+)
 from lipcheck.proof import (
     CellsProof,
     CopiesProof,
@@ -90,6 +99,8 @@ class Checker:
         Errors: Refuted.
         """
         proof = unscaled(proof)
+        if isinstance(operator, BatchedDense):
+            operator = operator.grouped
         if isinstance(proof, LatticesProof):
             self._lattices(operator, proof, upper)
             return

@@ -472,3 +472,21 @@ def test_a_flat_symbol_falls_back_to_the_embedding() -> None:
     flat = Convolution(weight, (1, 1), (1, 1), 1, (1, 1), (160, 160), (160, 160))
     bound = spectral_norm(flat)
     assert 1 - 1e-6 <= bound.lower <= 1 <= bound.upper <= 1.001
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=9), st.sampled_from(((3, 5), (130, 140))))
+@settings(max_examples=12)
+def test_matrices_of_one_shape_are_bounded_together_each_by_itself(seeds: list[int], sides: tuple[int, int]) -> None:
+    operators: list[Dense | Convolution] = []
+    matrices = []
+    for place, seed in enumerate(seeds):
+        matrix = torch.randn(*sides, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        matrix = matrix * (0.0 if seed % 7 == 3 else 10.0 ** (seed - 50))
+        matrices.append(matrix)
+        turned = matrix.T if place % 2 else matrix
+        size = (3, 3)
+        plain = Convolution(turned[:, :, None, None], (1, 1), (1, 1), 1, (0, 0), size, size)
+        operators.append(plain if place % 3 else Dense(turned))
+    for bound, matrix in zip(enclose.enclose(operators), matrices, strict=True):
+        reference.assert_encloses(bound, matrix)
+        assert bound.upper <= reference.norm(matrix) * (1 + 1e-6)

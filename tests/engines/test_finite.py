@@ -58,7 +58,7 @@ def test_every_side_and_axis_gives_the_gram_matrix(operator: Convolution, data: 
     operator = trimmed(operator)
     outputs, axis = data.draw(st.booleans()), data.draw(st.integers(0, operator.axes - 1))
     channels = operator.weight.shape[0] if outputs else operator.weight.shape[1]
-    lines = [finite._line(operator, a, outputs) for a in range(operator.axes)]
+    lines = [finite.line_of(operator, a, outputs) for a in range(operator.axes)]
     chosen = finite.Plan(outputs, axis, lines[axis], (*lines[:axis], *lines[axis + 1 :]), channels)
     matrix = as_matrix(operator)[0]
     gram = matrix @ matrix.T if outputs else matrix.T @ matrix
@@ -93,7 +93,7 @@ def test_every_side_and_axis_gives_the_gram_matrix(operator: Convolution, data: 
 def test_gram_blocks_are_within_their_stated_error(outputs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against exact rationals."""
     operator = gaussian(2, (3, 4))
-    lines = tuple(finite._line(operator, axis, outputs) for axis in range(2))
+    lines = tuple(finite.line_of(operator, axis, outputs) for axis in range(2))
     chosen = finite.Plan(outputs, 0, lines[0], lines[1:], 2)
     blurs: list[float] = []
     monkeypatch.setattr(banded, "below", lambda rows, layout, mu, blur, device: blurs.append(blur) or True)

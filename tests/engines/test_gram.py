@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -262,3 +263,33 @@ def test_a_family_of_zeros_has_no_magnitude() -> None:
     assert family.items == 1
     assert family.real
     assert int(family.exponent) == 0
+
+
+@pytest.mark.parametrize("points", [(40,), (5, 30), (3, 4, 25), (1, 30)])
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_lags_summed_axis_by_axis_are_the_same_gram_matrices(
+    points: tuple[int, ...], half: int, contiguous: bool
+) -> None:
+    axes = len(points)
+    taps = torch.tensor(list(itertools.product(*(range(3 if m > 1 else 1) for m in points))))
+    noise = torch.Generator().manual_seed(0)
+    symbol = Symbol(torch.randn(2, len(taps), 4, 5, generator=noise, dtype=torch.float64), taps)
+    family = gram_family([symbol], TABLE, CPU)
+    grid = Grid(points, (half,) * axes)
+    index = grid.indices() if contiguous else grid.indices()[::7]
+    item = torch.arange(2).repeat_interleave(len(index))
+    found = family.matrices(item, grid, index.repeat(2, 1))
+    cosine, sine = grid.phases(index, taps)
+    values = torch.einsum("nq,gqij->gnij", torch.complex(cosine, sine), symbol.coefficients.to(torch.complex128))
+    values = values * (2.0 ** -family.exponent.double())[:, None, None, None]
+    expected = (values @ values.mH).flatten(0, 1)
+    error = family.error * family.magnitude[item] ** 2
+    assert bool((torch.linalg.matrix_norm(found - expected, 2) <= error).all())
+
+
+def test_half_of_a_product_is_the_whole() -> None:
+    matrices = torch.randn(2, 300, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = gram.half_product(matrices)
+    assert torch.equal(found, found.mT)
+    assert torch.allclose(found, matrices @ matrices.mT, rtol=0, atol=1e-12)
