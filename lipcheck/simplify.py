@@ -21,8 +21,6 @@ from lipcheck.operators import (
     Diagonal,
     Operator,
     Padded,
-    Pointwise,
-    Unbounded,
     Weighted,
     multiplies_safely,
     scaled_rows,
@@ -30,22 +28,26 @@ from lipcheck.operators import (
 )
 from lipcheck.patterns import RECOGNISERS
 from lipcheck.rules.affine import aten, pad_indices
-from lipcheck.rules.pointwise import Expression, scalar, written_out
 from lipcheck.steps import Step
 
 
-def simplify(graph: Graph, operators: Sequence[Operator]) -> list[Step]:
-    """The graph's nodes with their operators, padding folded, scalings merged, activations recognised."""
+def simplify(graph: Graph, operators: Sequence[Operator], *, merge: bool = True) -> list[Step]:
+    """The graph's nodes with their operators, padding folded, activations recognised, scalings merged if asked to."""
     steps = {
         node.name: Step(node, operator, inputs=tuple(value.name for value in node.inputs))
         for node, operator in zip(graph.nodes, operators, strict=True)
     }
     users = graph.users()
     _fold_padding(graph, steps, users)
-    _recognise_activations(graph, steps)
     for recognise in RECOGNISERS:
         recognise(graph, steps)
-    _merge_scalings(graph, steps, users)
+    for step in steps.values():
+        # A recognised pattern reads what its last node may not: that value stays what it is.
+        for name in step.inputs:
+            if step.node not in users[name]:
+                users[name].append(step.node)
+    if merge:
+        _merge_scalings(graph, steps, users)
     return [steps[node.name] for node in graph.nodes]
 
 
@@ -111,11 +113,9 @@ def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[
             if isinstance(scaling, Diagonal):
                 if following.shape != node.shape:
                     break  # axes were added in front: which one holds the channels is no longer known
-                axis = _channel_axis(node, operator)
-                gain = channel_gain(scaling, last.shape, axis)
-                if gain is None:
-                    break
-                if not multiplies_safely(merged, gain):
+                axis = channel_axis(node, operator)
+                gain = channel_gain(scaling, last.shape, len(last.shape) + axis) if axis else None
+                if gain is None or not multiplies_safely(merged, gain):
                     break
                 merged = scaled_rows(merged, gain, scaling.uncertainty)
                 names.append(following.layer)
@@ -128,13 +128,20 @@ def _merge_scalings(graph: Graph, steps: dict[str, Step], users: dict[str, list[
             steps[node.name] = replace(steps[node.name], merged=merged, merged_with=merged_with)
 
 
-def _channel_axis(node: Node, operator: Weighted) -> int:
-    """Where a linear layer's outputs stand: behind M x with the matrix on the left it is the last axis but one."""
-    if not isinstance(operator, Dense):
-        return 1
-    first = node.arguments.get("self")
-    left = node.op in (aten.mm.default, aten.matmul.default) and not isinstance(first, Value)
-    return len(node.shape) - (2 if left and len(node.inputs[0].shape) > 1 else 1)
+def channel_axis(node: Node, operator: Weighted) -> int:
+    """Where a linear layer has its channels, in what it reads and in what it makes: counted from the end, 0 if unknown.
+
+    Behind M x with the matrix on the left it is the last axis but one.
+    """
+    if isinstance(operator, Dense):
+        if node.op in (aten.linear.default, aten.addmm.default):
+            return -1
+        if node.op in (aten.mm.default, aten.matmul.default, aten.linalg_matmul.default):
+            first = node.arguments["self"]
+            return -1 if isinstance(first, Value) else -2
+        return 0
+    axes = (operator.convolution if isinstance(operator, Padded) else operator).axes
+    return -axes - 1 if len(node.shape) == len(node.inputs[0].shape) == axes + 2 else 0
 
 
 def _passes_channels(node: Node, operator: Operator) -> bool:
@@ -158,102 +165,6 @@ def channel_gain(operator: Diagonal, shape: tuple[int, ...], axis: int) -> Tenso
     if gain.numel() != padded[axis] or padded[axis] != shape[axis]:
         return None
     return gain.flatten()
-
-
-_UNARY = {
-    aten.sigmoid.default: "sigmoid",
-    aten.tanh.default: "tanh",
-    aten.softplus.default: "softplus",
-    aten.hardsigmoid.default: "hardsigmoid",
-    aten.erf.default: "erf",
-}
-_BINARY = {"aten.mul": "mul", "aten.add": "add", "aten.sub": "sub", "aten.div": "div"}
-_DEEPEST = 12
-
-
-def _recognise_activations(graph: Graph, steps: dict[str, Step]) -> None:
-    """x sigmoid(x) and its like: a product whose two sides are functions of one activation alone."""
-    nodes = {node.name: node for node in graph.nodes}
-    for node in graph.nodes:
-        if not node.op_name.startswith(("aten.mul", "aten.div", "aten.sub")):
-            continue
-        if not (
-            isinstance(steps[node.name].operator, Unbounded)
-            or len({v.name for v in node.inputs}) > 1
-            or _outer_factor(node)
-        ):
-            continue
-        for source in _sources(node, nodes):
-            expression = _expression(node, source, nodes, _DEEPEST)
-            found = written_out(expression) if expression is not None else None
-            if isinstance(found, Pointwise):
-                steps[node.name] = replace(steps[node.name], operator=found, inputs=(source,))
-                break
-
-
-def _outer_factor(node: Node) -> bool:
-    """Whether the node multiplies by one constant, as the 0.5 in front of a GELU."""
-    return any(scalar(argument) is not None for argument in node.arguments.values())
-
-
-def _sources(node: Node, nodes: dict[str, Node]) -> list[str]:
-    """The activations of the same shape within reach behind a node, the farthest last."""
-    found: dict[str, None] = {}
-    frontier: list[tuple[Value, int]] = [(value, 0) for value in node.inputs]
-    while frontier:
-        value, depth = frontier.pop(0)
-        if value.shape != node.shape or depth > _DEEPEST or value.name in found:
-            continue
-        found[value.name] = None
-        if value.name in nodes and _symbol(nodes[value.name]) is not None:
-            frontier += [(v, depth + 1) for v in nodes[value.name].inputs]
-    return list(found)
-
-
-def _symbol(node: Node) -> str | None:
-    if node.op in _UNARY:
-        return _UNARY[node.op]
-    if node.op in (aten.hardtanh.default, aten.relu6.default, aten.clamp.default):
-        return "hardtanh"
-    if node.op is aten.pow.Tensor_Scalar:
-        return "pow"
-    return _BINARY.get(node.op_name.rpartition(".")[0])
-
-
-def _expression(node: Node, source: str, nodes: dict[str, Node], depth: int) -> Expression | None:
-    """The node as a function of the source alone, None where it is not."""
-    symbol = _symbol(node)
-    if symbol is None or depth == 0:
-        return None
-    given = node.arguments
-
-    def part(argument: object) -> Expression | None:
-        if isinstance(argument, Value):
-            if argument.name == source:
-                return "x"
-            return _expression(nodes[argument.name], source, nodes, depth - 1) if argument.name in nodes else None
-        return scalar(argument)
-
-    first = part(given["input"] if "input" in given else given["self"])
-    if first is None:
-        return None
-    if symbol == "softplus":
-        return (symbol, first) if given["beta"] == 1 and given["threshold"] >= 15 else None
-    if symbol == "hardtanh":
-        low = 0 if node.op is aten.relu6.default else given.get("min_val", given.get("min"))
-        high = 6 if node.op is aten.relu6.default else given.get("max_val", given.get("max"))
-        return (symbol, first) if (low, high) == (0, 6) else None
-    if symbol == "pow":
-        exponent = scalar(given["exponent"])
-        return None if exponent is None else (symbol, first, exponent)
-    if symbol in _UNARY.values():
-        return (symbol, first)
-    second = part(given["other"])
-    if second is None or given.get("alpha", 1) != 1 or given.get("rounding_mode"):
-        return None
-    if symbol == "div":
-        return ("mul", first, 1 / second) if isinstance(second, float) and second else None
-    return (symbol, first, second)
 
 
 def uniform_gain(before: Weighted, after: Weighted) -> float | None:
