@@ -98,36 +98,6 @@ def linear(node: Node) -> Operator:
     return Dense(node.constant("weight"))
 
 
-@rule(aten.addmm.default)
-def addmm(node: Node) -> Operator:
-    """bias + x M with both scalars one, as linear layers are written out."""
-    if node.arguments["beta"] != 1 or node.arguments["alpha"] != 1 or isinstance(node.arguments["self"], Value):
-        return Unbounded("addmm with scaled or non-constant operands")
-    input_of(node, "mat1")
-    return Dense(node.constant("mat2").T)
-
-
-@rule(aten.mm.default)
-def mm(node: Node) -> Operator:
-    return _product_with_matrix(node, "self", "mat2")
-
-
-@rule(aten.matmul.default)
-def matmul(node: Node) -> Operator:
-    return _product_with_matrix(node, "self", "other")
-
-
-def _product_with_matrix(node: Node, left: str, right: str) -> Operator:
-    """x M for a constant matrix on the right, M x for one on the left; every other axis is a position."""
-    first, second = node.arguments[left], node.arguments[right]
-    if isinstance(first, Value) and isinstance(second, Value):
-        return Unbounded("product of two activations")
-    matrix = (second if isinstance(first, Value) else first).detach()
-    if matrix.dim() != 2:
-        return Unbounded(f"product with a constant of {matrix.dim()} axes")
-    return Dense(matrix.T if isinstance(first, Value) else matrix)
-
-
 @rule(aten._native_batch_norm_legit_no_training.default)
 def batch_norm(node: Node) -> Operator:
     """gamma / sqrt(var + eps) per channel: at inference the statistics are constants."""
@@ -150,39 +120,13 @@ def _batch_norm(node: Node, variance: Tensor) -> Operator:
     return Diagonal(gain.reshape(1, -1, *(1,) * (rank - 2)), 8 * UNIT)
 
 
-@rule(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
-def scaling(node: Node) -> Operator:
-    """A constant factor: one number, or one per channel or element."""
-    first, second = node.arguments["self"], node.arguments["other"]
-    dividing = "div" in node.op_name
-    if isinstance(first, Value) and isinstance(second, Value):
-        return Unbounded("ratio of two activations" if dividing else "product of two activations")
-    value, factor = (first, second) if isinstance(first, Value) else (second, first)
-    if dividing and value is second:
-        return Unbounded("division by an activation")
-    if isinstance(factor, complex):
-        return Unbounded("scaling by complex numbers")
-    gain = torch.as_tensor(factor, dtype=torch.float64) if not isinstance(factor, Tensor) else factor.detach().double()
-    if dividing:
-        gain = 1 / gain
-    if isinstance(factor, Tensor) and factor.is_complex():
-        return Unbounded("scaling by complex numbers")
-    if not bool(torch.isfinite(gain).all()):
-        return Unbounded("scaling by a factor that is not finite")
-    copies = math.prod(node.shape) // max(1, math.prod(value.shape))
-    if copies > 1:
-        return Sum((up(sqrt_up(copies) * up(float(gain.abs().max()), 4)),))
-    # A number written in the code is rounded to the activations' precision when the network runs.
-    rounded = 0.0 if isinstance(factor, Tensor) or torch.equal(gain, gain.float().double()) else 2.0**-24
-    return Diagonal(gain, rounded + (4 * UNIT if dividing else 0.0))
-
-
 @rule(aten.neg.default)
 def negation(node: Node) -> Operator:
     return Diagonal(torch.tensor(-1.0, dtype=torch.float64))
 
 
 @rule(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.Tensor)
+@rule(aten.subtract.Tensor, aten.subtract.Scalar)
 def addition(node: Node) -> Operator:
     """A sum of activations; a constant only moves the output. A smaller operand is copied as it is broadcast."""
     given = node.arguments
