@@ -13,6 +13,7 @@ import operator
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +25,32 @@ from lipcheck.graph import Graph, Node, Value
 
 aten = torch.ops.aten
 
-# These read only the shape of their activation.
-_SHAPE_ONLY = frozenset(
-    getattr(aten, name).default
-    for name in ("zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_full", "new_empty")
+# Operands of which only shape and type are read; what is written over is one of them.
+_READ_FOR_SHAPE: dict[Any, str] = {
+    **{
+        getattr(aten, name).default: "self"
+        for name in (
+            *("zeros_like", "ones_like", "empty_like", "full_like", "copy", "zero"),
+            *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
+        )
+    },
+    aten.fill.Scalar: "self",
+    aten.fill.Tensor: "self",
+    **{getattr(aten, name).default: "other" for name in ("view_as", "reshape_as", "expand_as", "type_as")},
+    aten.to.other: "other",
+}
+# What they check held when the network was exported: they return nothing.
+_ASSERTIONS = frozenset(
+    (
+        aten._assert_tensor_metadata.default,
+        aten._assert_async.default,
+        aten._assert_async.msg,
+        aten._assert_scalar.default,
+    )
+)
+# Recurrent calls return sequences and states, each a map of its own.
+_RECURRENT = frozenset(
+    (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input, aten.lstm_cell.default)
 )
 _PREFERRED_OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 # How far a capture may be from the module, relative to its output: single precision, and half.
@@ -47,13 +70,13 @@ def capture(
     """
     example = example.clone()  # a forward may write into its input
     args, kwargs = ((), {keyword: example}) if keyword else ((example,), {})
-    expected = _run_eagerly(module, args, kwargs)
-    with _quiet(), torch.no_grad():
+    with _without_caches(module), _quiet(), torch.no_grad():
+        expected = _run_eagerly(module, args, kwargs)
         try:
             program = torch.export.export(module, args, kwargs, strict=False)
             if not _readable(program.graph, known):
                 program = program.run_decompositions({})
-            captured = program.module()(*(x.clone() for x in args), **{n: x.clone() for n, x in kwargs.items()})
+            captured = _run_captured(program, args, kwargs)
         except Exception as error:
             raise CaptureError(
                 f"{type(module).__name__} cannot be captured by torch.export: {_first_line(error)}; "
@@ -87,15 +110,51 @@ def _draws(node: torch.fx.Node) -> bool:
 
 
 def _run_eagerly(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
-    with torch.no_grad(), _quiet():
-        try:
-            return module(*(x.clone() for x in args), **{name: x.clone() for name, x in kwargs.items()})
-        except Exception as error:
-            shape = "x".join(map(str, (*args, *kwargs.values())[0].shape[1:]))
-            raise InputSizeError(
-                f"{type(module).__name__} does not take an input of {shape}: {_first_line(error)}; "
-                "give the size it takes with --input (example= in Python), channels first"
+    try:
+        return module(*(x.clone() for x in args), **{name: x.clone() for name, x in kwargs.items()})
+    except Exception as error:
+        if isinstance(error, TypeError) and "required positional argument" in str(error):
+            raise CaptureError(
+                f"{type(module).__name__} takes more than one input: {_first_line(error)}; audit a torch.nn.Module of "
+                "one input that calls it and holds the others constant"
             ) from error
+        shape = "x".join(map(str, (*args, *kwargs.values())[0].shape[1:]))
+        raise InputSizeError(
+            f"{type(module).__name__} does not take an input of {shape}: {_first_line(error)}; "
+            "give the size it takes with --input (example= in Python), channels first"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_caches(module: nn.Module) -> Iterator[None]:
+    """Language models return their keys and values as well, in a class that the exporter does not know."""
+    configs = {id(found): found for part in module.modules() if (found := getattr(part, "config", None)) is not None}
+    caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
+
+
+def _run_captured(program: torch.export.ExportedProgram, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Any:
+    """What the captured graph returns on this input.
+
+    The exporter's idea of a tensor's layout may differ from the kernels', and then a view that it made of a reshape
+    fails; such views are made reshapes again, which changes no value.
+    """
+    try:
+        return program.module()(*(x.clone() for x in args), **{name: x.clone() for name, x in kwargs.items()})
+    except RuntimeError:
+        views = [node for node in program.graph.nodes if node.target is aten.view.default]
+        if not views:
+            raise
+        for node in views:
+            node.target = aten.reshape.default
+        program.graph_module.recompile()
+        return program.module()(*(x.clone() for x in args), **{name: x.clone() for name, x in kwargs.items()})
 
 
 def _readable(graph: torch.fx.Graph, known: Collection[Any]) -> bool:
@@ -107,7 +166,7 @@ def _readable(graph: torch.fx.Graph, known: Collection[Any]) -> bool:
     return all(
         node.op == "call_function"
         and (node.target is operator.getitem or hasattr(node.target, "_schema"))
-        and functional(node.target) in known
+        and (functional(node.target) in known or node.target in _ASSERTIONS or Result(node.target) in known)
         and (not _writes(node.target) or _harmless(node))
         for node in calls
     )
@@ -195,6 +254,7 @@ class _Reader:
         self.values: dict[str, Value] = {}
         self.evaluated: dict[Any, Any] = {}
         self.nodes: list[Node] = []
+        self.recurrent: dict[str, torch.fx.Node] = {}
 
     def graph(self, output: int, output_name: str) -> Graph:
         source: Value | None = None
@@ -225,15 +285,23 @@ class _Reader:
         return str(chosen.name)
 
     def _call(self, node: torch.fx.Node) -> None:
-        arguments = self._arguments(node)
-        inputs = [v for v in pytree.tree_leaves(list(arguments.values())) if isinstance(v, Value)]
-        if not inputs or node.target in _SHAPE_ONLY:
+        if node.target in _ASSERTIONS:
+            return
+        target, source = functional(node.target), node
+        if target is operator.getitem and (found := self.recurrent.get(str(node.args[0]))) is not None:
+            target, source = Result(found.target, int(str(node.args[1]))), found
+        arguments = self._arguments(source)
+        if not any(isinstance(leaf, Value) for leaf in pytree.tree_leaves(list(arguments.values()))):
             self.known[node.name] = self._evaluate(node)
             return
+        if target in _RECURRENT:
+            self.recurrent[node.name] = node
+            return
         shape = _static_shape(node.meta.get("val"), node.name)
-        target = secondary_output if _is_secondary(node) else functional(node.target)
-        self.values[node.name] = Value(node.name, shape, _dtype(node.meta.get("val")))
-        self.nodes.append(Node(node.name, target, self._layer(node), arguments, shape))
+        value = self.values[node.name] = Value(node.name, shape, _dtype(node.meta.get("val")))
+        if _is_secondary(source):
+            target = secondary_output if value.dtype.is_floating_point else places_output
+        self.nodes.append(Node(node.name, target, self._layer(source), arguments, shape))
 
     def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
         """All arguments by schema name, defaults filled in."""
@@ -250,6 +318,9 @@ class _Reader:
                 given[parameter.name] = self._argument(node.kwargs[parameter.name])
             else:
                 given[parameter.name] = parameter.default_value if parameter.has_default_value() else None
+        name = _READ_FOR_SHAPE.get(functional(node.target), "")
+        if isinstance(value := given.get(name), Value):
+            given[name] = torch.zeros((), dtype=value.dtype).expand(value.shape)
         return given
 
     def _argument(self, argument: Any) -> Any:
@@ -298,8 +369,31 @@ class _Reader:
         return re.sub(r"\.?parametrizations\..*$", "", str(path).split("@")[0])
 
 
+@dataclass(frozen=True)
+class Result:
+    """One of the results of an operation, as an operation of its own."""
+
+    op: Any
+    index: int = 0
+
+    @property
+    def _schema(self) -> Any:
+        return self.op._schema
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.op(*args, **kwargs)[self.index]
+
+    def __str__(self) -> str:
+        return f"{self.op}[{self.index}]" if self.index else str(self.op)
+
+
 def secondary_output(*args: Any) -> Any:
-    """Stands for a second result of an operation, such as the indices of a maximum: it has no rule."""
+    """Stands for a second result of an operation, such as the statistics of a normalisation: it has no rule."""
+    raise NotImplementedError
+
+
+def places_output(*args: Any) -> Any:
+    """Stands for the places of the elements that an operation chose, as a maximum does: it has no rule."""
     raise NotImplementedError
 
 

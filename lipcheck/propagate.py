@@ -19,6 +19,7 @@ from lipcheck import rounding
 from lipcheck.graph import Graph, Node, Value
 from lipcheck.operators import (
     IDENTITY,
+    BatchedDense,
     Concatenation,
     Convolution,
     Dense,
@@ -34,6 +35,7 @@ from lipcheck.operators import (
 )
 from lipcheck.ranges import Range, log_norm
 from lipcheck.rules.affine import padding
+from lipcheck.rules.normalisation import type_eps
 from lipcheck.steps import Step
 
 aten = torch.ops.aten
@@ -41,7 +43,10 @@ _SLOP = rounding.EVALUATION
 _LOG_SLOP = rounding.log_up(_SLOP)
 # Changes of type and place: the identity in real arithmetic.
 _CONVERSIONS = frozenset(
-    {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default}
+    {
+        *(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device),
+        *(aten.to.other, aten.type_as.default),
+    }
 )
 # A node with several results has the range of each.
 Ranges = Range | tuple[Range, ...]
@@ -110,8 +115,16 @@ def _image(
     if isinstance(operator, Nonlinear):
         inputs = [one for name in step.inputs if isinstance(one := ranges[name], Range)]
         found = operator.image(inputs, node.shape)
-        moved = _moved(node, given, inputs, slopes, keeps_rows=isinstance(operator, Pointwise))
+        if _foreign(node):
+            return found.tightened()
+        recognised = step.inputs != tuple(value.name for value in node.inputs)
+        # A curve is accurate where the node's own call may cancel.
+        known = recognised or (isinstance(operator, Pointwise) and operator.curve is not None)
+        value = operator.value if known else None
+        moved = _moved(node, given, inputs, slopes, keeps_rows=isinstance(operator, Pointwise), value=value)
         return found.meet(moved).tightened() if moved is not None else found.tightened()
+    if _foreign(node):
+        return Range.unknown(node.shape)
     if node.op in _CONVERSIONS and operator is IDENTITY:
         return given[node.inputs[0].name]
     if step.absorbed_by and node.op is aten.pad.default:
@@ -119,11 +132,19 @@ def _image(
         operator = padding(node)
     if isinstance(operator, Indexing | Concatenation):
         return _ordered(node, operator, given)
+    if isinstance(operator, Separable) and _mixed(operator):
+        return _affine(node, operator, given, upper, _by_moduli(operator))
     if isinstance(operator, Diagonal | Separable | Sum):
         return _affine(node, operator, given, upper, _by_differences)
-    if isinstance(operator, Dense | Convolution | Padded):
+    if isinstance(operator, Dense | BatchedDense | Convolution | Padded):
         return _affine(node, operator, given, upper, _by_magnitudes)
     return Range.unknown(node.shape)
+
+
+def _foreign(node: Node) -> bool:
+    """Whether a plugin's operation is called: what it does in float64 is not known, so only its map tells its range."""
+    schema = getattr(node.op, "_schema", None)
+    return schema is not None and not str(schema.name).startswith("aten::")
 
 
 def evaluate(node: Node, given: Mapping[str, Tensor], weigh: Callable[[str, Tensor], Tensor] | None = None) -> Any:
@@ -143,11 +164,17 @@ def evaluate(node: Node, given: Mapping[str, Tensor], weigh: Callable[[str, Tens
         return argument
 
     arguments = {name: real(argument, name) for name, argument in node.arguments.items()}
+    if node.op is aten.rms_norm.default and arguments["eps"] is None:
+        arguments["eps"] = type_eps(node.inputs[0].dtype)  # that of the network's numbers, not of these
     schema = getattr(node.op, "_schema", None)
     if schema is None:
         return node.op(*arguments.values())
+    # A view depends on how its operand lies in memory, which is not how the network's does.
+    op = aten.reshape.default if node.op in (aten.view.default, aten._unsafe_view.default) else node.op
     positional = [arguments[p.name] for p in schema.arguments if not p.kwarg_only]
-    return node.op(*positional, **{p.name: arguments[p.name] for p in schema.arguments if p.kwarg_only})
+    found = op(*positional, **{p.name: arguments[p.name] for p in schema.arguments if p.kwarg_only})
+    # Of several different results the first is the node's: behind it stand statistics or places.
+    return found[0] if isinstance(found, tuple) and len(schema.returns) > 1 else found
 
 
 def _constants(node: Node) -> bool:
@@ -156,16 +183,26 @@ def _constants(node: Node) -> bool:
 
 
 def _moved(
-    node: Node, given: Mapping[str, Range], inputs: Sequence[Range], slopes: Sequence[float], *, keeps_rows: bool
+    node: Node,
+    given: Mapping[str, Range],
+    inputs: Sequence[Range],
+    slopes: Sequence[float],
+    *,
+    keeps_rows: bool,
+    value: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
 ) -> Range | None:
-    """The ball around the image of the centres, by the constants; None where some input has no ball."""
+    """The ball around the image of the centres, by the constants; None where some input has no ball.
+
+    `value` maps the inputs' centres where the node's own call, on `given`, does not: in a recognised cluster.
+    """
     centers = {name: one.center for name, one in given.items()}
-    if any(center is None for center in centers.values()) or any(math.isinf(r) and r > 0 for r in slopes):
+    known = inputs if value else given.values()
+    if any(one.center is None for one in known) or any(math.isinf(r) and r > 0 for r in slopes):
         return None
     reach = [rounding.log_multiply_up(one.radius, by) for one, by in zip(inputs, slopes, strict=True)]
     if not all(value < math.inf for value in reach):
         return None
-    center = evaluate(node, {name: c for name, c in centers.items() if c is not None})
+    center = value(_centers(inputs)) if value else evaluate(node, {n: c for n, c in centers.items() if c is not None})
     if not isinstance(center, Tensor) or not bool(torch.isfinite(center).all()):
         return None
     moved = [rounding.log_multiply_up(log_norm(c), by) for c, by in zip(_centers(inputs), slopes, strict=True)]
@@ -187,7 +224,8 @@ def _ordered(node: Node, operator: Operator, given: Mapping[str, Range]) -> Rang
     highs = evaluate(node, {name: one.high for name, one in given.items()})
     # A row of the result holds no input more often than the whole result does.
     scale = rounding.log_up(rounding.sqrt_up(operator.copies)) if isinstance(operator, Indexing) else 0.0
-    balls = [one.radius for one in given.values()]
+    # What is read twice is there twice.
+    balls = [given[value.name].radius for value in node.inputs]
     radius = rounding.log_sum_up(*(rounding.log_multiply_up(b, b) for b in balls)) / 2 if len(balls) > 1 else balls[0]
     radius = rounding.log_multiply_up(radius, scale)
     known = all(one.center is not None for one in given.values())
@@ -197,9 +235,12 @@ def _ordered(node: Node, operator: Operator, given: Mapping[str, Range]) -> Rang
         parts = list(zip(lows, highs, centers if centers is not None else [None] * len(lows), strict=True))
     selecting = isinstance(operator, Indexing) and operator.selecting
     rows = _rows(node, given, parts[0][0]) if known and not selecting else math.inf
-    rows = rounding.log_multiply_up(rows, scale)
+    rows = rounding.log_multiply_up(rows, scale, rounding.log_up(rounding.sqrt_up(len(balls))))
     results = tuple(
-        Range(low, high, center, radius if center is not None else math.inf, min(rows, radius)).tightened()
+        # Around a constant that is not finite there is no ball.
+        Range(low, high, center, radius, min(rows, radius)).tightened()
+        if center is not None and bool(torch.isfinite(center).all())
+        else Range(low, high)
         for low, high, center in parts
     )
     return results[0] if isinstance(lows, Tensor) else results
@@ -207,6 +248,9 @@ def _ordered(node: Node, operator: Operator, given: Mapping[str, Range]) -> Rang
 
 def _shaped(node: Node, given: Mapping[str, Range]) -> Ranges:
     """Unknown ranges of the results' shapes."""
+    returns = list(getattr(getattr(node.op, "_schema", None), "returns", ()))
+    if len(returns) == 1 and str(returns[0].type) == "Tensor":
+        return Range.unknown(node.shape)
     results = evaluate(node, {name: torch.empty(one.shape, device="meta") for name, one in given.items()}, _on_meta)
     if isinstance(results, Tensor):
         return Range.unknown(results.shape)
@@ -227,9 +271,9 @@ def _rows(node: Node, given: Mapping[str, Range], example: Tensor) -> float:
     ((name, one),) = given.items()
     if math.isinf(one.rows) or not one.shape:
         return one.rows
-    if not isinstance(evaluated := _numbered(node, name, one.shape), Tensor):
-        evaluated = torch.cat([part.flatten(0, -2) if part.dim() > 1 else part[None] for part in evaluated], 0)
-    return one.rows if bool((evaluated == evaluated[..., :1]).all()) else math.inf
+    evaluated = _numbered(node, name, one.shape)
+    parts = [evaluated] if isinstance(evaluated, Tensor) else list(evaluated)
+    return one.rows if all(part.dim() and bool((part == part[..., :1]).all()) for part in parts) else math.inf
 
 
 def _numbered(node: Node, name: str, shape: tuple[int, ...]) -> Any:
@@ -269,7 +313,11 @@ def _affine(
         else [math.inf]
     )
     inputs = [given[value.name] for value in node.inputs]
-    whole = isinstance(operator, Dense) or (isinstance(operator, Diagonal) and operator.gain.numel() == 1)
+    # A matrix on the left mixes rows, one on the right maps each by itself.
+    left = not isinstance(node.arguments.get("self", node.inputs[0]), Value)
+    whole = (
+        isinstance(operator, Dense) and not (left and node.op in (aten.mm.default, aten.matmul.default))
+    ) or (isinstance(operator, Diagonal) and operator.gain.numel() == 1)  # fmt: skip
     moved = _moved(node, given, inputs[: len(weights)], weights, keeps_rows=whole)
     if moved is not None and isinstance(operator, Sum) and all(one.shape == node.shape for one in inputs):
         rows = [rounding.log_multiply_up(one.rows, by) for one, by in zip(inputs, weights, strict=True)]
@@ -297,3 +345,33 @@ def _by_differences(node: Node, halves: dict[str, Tensor], middles: dict[str, Te
     for name, half in halves.items():
         width = width + (evaluate(node, zeros | {name: half}) - offset).abs() * (1 + _SLOP)
     return width
+
+
+def _mixed(operator: Separable) -> bool:
+    """Whether some row of the map has entries of both signs, as in cubic interpolation."""
+    return any(bool(((matrix < 0).any(1) & (matrix > 0).any(1)).any()) for matrix in operator.matrices)
+
+
+def _by_moduli(operator: Separable) -> _Half:
+    """|A| h + 2^-30 |b| from the moduli of the matrices, where those are what the node applies to its last axes."""
+
+    def half(node: Node, halves: dict[str, Tensor], middles: dict[str, Tensor]) -> Tensor:
+        ((name, width),) = halves.items()
+        offset: Tensor = evaluate(node, {name: torch.zeros_like(width)})
+        if width.shape[-len(operator.matrices) :] == tuple(matrix.shape[1] for matrix in operator.matrices):
+            applied = _along_last_axes(operator.matrices, middles[name])
+            moduli = _along_last_axes([matrix.abs() for matrix in operator.matrices], width)
+            error = evaluate(node, middles) - offset - applied if applied.shape == offset.shape else math.inf
+            if bool((torch.as_tensor(error).abs() <= _SLOP * (middles[name].abs().max() + offset.abs().max())).all()):
+                return moduli * (1 + _SLOP) + offset.abs() * _SLOP
+        return torch.full_like(offset, math.inf)
+
+    return half
+
+
+def _along_last_axes(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+    """The Kronecker product of the matrices, applied to the last axes of x, in their order."""
+    for place, matrix in enumerate(matrices):
+        axis = place - len(matrices)
+        x = (x.movedim(axis, -1) @ matrix.double().T).movedim(-1, axis)
+    return x

@@ -104,7 +104,7 @@ class Range:
         return min(boxed, rounding.log_sum_up(log_row_norm(self.center), min(self.rows, self.radius)), self.log_norm())
 
     def tightened(self) -> Range:
-        """The box within the ball, the ball within the box."""
+        """The box within the ball, the ball within the box, its centre in both: what is convex holds the way there."""
         if self.center is None:
             return self
         low, high, reach = self.low, self.high, min(self.radius, self.rows)
@@ -114,9 +114,12 @@ class Range:
             high = torch.minimum(high, self.center + width + self.center.abs() * _SLOP)
         elif reach == -math.inf:
             low = high = self.center
-        away = torch.maximum(high - self.center, self.center - low).clamp_min(0) + self.center.abs() * _SLOP
+        # The point of the box next to the centre is no farther from any other of its points.
+        outside = bool(((self.center < low) | (self.center > high)).any())
+        center = self.center.clamp(low, high) if outside else self.center
+        away = torch.maximum(high - center, center - low).clamp_min(0) + center.abs() * _SLOP
         radius = min(self.radius, log_norm(away))
-        return Range(low, high, self.center, radius, min(self.rows, log_row_norm(away), radius))
+        return Range(low, high, center, radius, min(self.rows, log_row_norm(away), radius))
 
     def meet(self, other: Range) -> Range:
         """What lies in both: the boxes' intersection and the smaller of the balls."""

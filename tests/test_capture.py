@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lipcheck
-from lipcheck.capture import capture, choose_output
+from lipcheck.capture import Result, _run_captured, capture, choose_output, places_output, secondary_output
 from lipcheck.errors import CaptureError, InputSizeError
 from lipcheck.graph import Graph, Value
 from lipcheck.rules import DEFAULT_RULES, operator_of
@@ -281,6 +281,100 @@ def test_a_number_taken_out_of_a_tensor_makes_no_finite_bound() -> None:
 def test_an_input_that_does_not_fit_is_told_with_its_size() -> None:
     with pytest.raises(InputSizeError, match="does not take an input of 4x5x5"):
         capture(nn.Conv2d(3, 1, 3), torch.randn(1, 4, 5, 5))
+
+
+def test_a_second_input_is_told_as_one() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(CaptureError, match=r"takes more than one input: .* holds the others constant"):
+        capture(Two().eval(), torch.randn(1, 4))
+
+
+def test_views_that_the_kernels_layout_does_not_allow_are_reshapes_again() -> None:
+    """As where the exporter expects channels last and the kernel returns channels first."""
+    module = Function(lambda self, x: torch.relu(x.permute(0, 2, 1).reshape(1, -1)))
+    x = torch.randn(1, 3, 4)
+    program = torch.export.export(module, (x,), strict=False)
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.reshape.default:
+            node.target = torch.ops.aten.view.default
+    program.graph_module.recompile()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        program.module()(x)
+    torch.testing.assert_close(_run_captured(program, (x,), {}), module(x))
+
+
+def test_what_only_asserts_makes_no_node() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        torch.ops.aten._assert_tensor_metadata(x, [1, 4], None, torch.float32)
+        return x * 2
+
+    assert [node.op_name for node in graph_of(forward).nodes] == ["aten.mul.Tensor"]
+
+
+def test_operands_read_for_their_shape_are_constants() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x * 5
+        zeros = torch.zeros_like(y).fill_(2).type_as(y)
+        return torch.arange(4.0).view_as(y) + zeros.copy_(x[:, :1].expand_as(y))
+
+    graph = graph_of(forward)
+    assert "aten.mul.Tensor" not in {node.op_name for node in graph.nodes if node.name == graph.output}
+    for node in graph.nodes:
+        assert len(node.inputs) == 1, f"{node.op_name} reads {len(node.inputs)} activations"
+
+
+def test_each_result_of_a_recurrent_layer_is_a_node_of_its_own() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        output, (_, memory) = self.lstm(x[:, None])
+        return output[-1] + memory[0]
+
+    lstm = nn.LSTM(4, 3)
+    module = Function(forward, lstm=lstm).eval()
+    before, weights = lstm(torch.ones(2, 1, 4))[0], list(lstm._flat_weights)
+    graph, _ = capture(module, torch.randn(1, 4), known=DEFAULT_RULES)
+    found = [node.op for node in graph.nodes if isinstance(node.op, Result)]
+    assert found == [Result(torch.ops.aten.lstm.input, 0), Result(torch.ops.aten.lstm.input, 2)]
+    assert str(found[1]) == "aten.lstm.input[2]"
+    x = torch.randn(1, 4)
+    torch.testing.assert_close(evaluated(graph, x), module(x))
+    assert all(one is other for one, other in zip(weights, lstm._flat_weights, strict=True))
+    assert torch.equal(lstm(torch.ones(2, 1, 4))[0], before)
+
+
+def test_a_recurrent_layer_of_constants_is_a_constant() -> None:
+    graph = graph_of(lambda self, x: x + self.gru(torch.ones(2, 1, 4))[0][-1], gru=nn.GRU(4, 4).eval())
+    assert [node.op_name for node in graph.nodes] == ["aten.add.Tensor"]
+
+
+def test_further_results_are_told_apart() -> None:
+    graph = graph_of(lambda self, x: x.topk(2)[1] + torch.var_mean(x, 1)[1] + x.max(1)[0])
+    found = {node.op for node in graph.nodes}
+    assert {places_output, secondary_output} <= found
+
+
+def test_a_language_models_cache_is_switched_off_for_the_capture() -> None:
+    class Config:
+        use_cache = True
+
+    class Cache:
+        pass
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = Config()
+
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": x * 2, "cache": Cache()} if self.config.use_cache else {"logits": x * 2}
+
+    module = Model().eval()
+    graph, _ = capture(module, torch.randn(1, 4), known=DEFAULT_RULES)
+    assert [node.op_name for node in graph.nodes] == ["aten.mul.Tensor"]
+    assert module.config.use_cache
+    assert isinstance(module(torch.randn(1, 4))["cache"], Cache)
 
 
 def test_no_floating_point_output_is_refused() -> None:

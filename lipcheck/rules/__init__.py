@@ -2,7 +2,18 @@
 
 from types import MappingProxyType
 
-from lipcheck.rules import affine, normalisation, pointwise, pooling, structural
+from lipcheck.rules import (
+    affine,
+    attention,
+    normalisation,
+    pointwise,
+    pooling,
+    products,
+    recurrent,
+    resampling,
+    special,
+    structural,
+)
 from lipcheck.rules.registry import _RULES, Rule, operator_of, rule
 
 DEFAULT_RULES = MappingProxyType(_RULES)
@@ -11,10 +22,15 @@ __all__ = [
     "DEFAULT_RULES",
     "Rule",
     "affine",
+    "attention",
     "normalisation",
     "operator_of",
     "pointwise",
     "pooling",
+    "products",
+    "recurrent",
+    "resampling",
     "rule",
+    "special",
     "structural",
 ]

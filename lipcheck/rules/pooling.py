@@ -117,15 +117,28 @@ def maximum(node: Node) -> Operator:
     return Indexing(1, selecting=True)
 
 
-@rule(aten.max.dim, aten.min.dim)
+@rule(aten.max.default, aten.min.default, aten.max.dim, aten.min.dim)
 def maximum_with_index(node: Node) -> Operator:
     return Indexing(1, selecting=True)
 
 
-@rule(aten.logsumexp.default)
-def log_sum_exp(node: Node) -> Operator:
-    """Its gradient is a probability vector."""
+@rule(aten.sort.default, aten.sort.stable, aten.msort.default, aten.topk.default)
+@rule(aten.kthvalue.default, aten.median.default, aten.median.dim, aten.nanmedian.default, aten.nanmedian.dim)
+def order_statistic(node: Node) -> Operator:
+    """Sorted values: sorting moves no two inputs apart, each result is one of the inputs, and none is used twice.
+
+    Source: the rearrangement inequality, sum x_(i) y_(i) >= sum x_i y_i, hence |sort x - sort y| <= |x - y|.
+    """
+    if not node.arguments.get("sorted", True):
+        return Unbounded("the largest values in no particular order: their places jump")
     return Indexing(1, selecting=True)
+
+
+@rule(aten.cummax.default, aten.cummin.default)
+def running_maximum(node: Node) -> Operator:
+    """One input can be the maximum of every start of its line that it lies in."""
+    shape = _input(node).shape
+    return Indexing(shape[node.arguments["dim"]] if shape else 1, selecting=True)
 
 
 @rule(aten.maximum.default, aten.minimum.default)

@@ -12,6 +12,8 @@ from lipcheck.operators import IDENTITY, Linear, Normalisation, Operator, Pointw
 
 Rule = Callable[[Node], Operator]
 _RULES: dict[Callable[..., Any], Rule] = {}
+# By name, why operations of libraries that need not be installed have no constant.
+REASONS: dict[str, str] = {}
 
 
 def rule(*ops: Callable[..., Any]) -> Callable[[Rule], Rule]:
@@ -32,17 +34,20 @@ def rule(*ops: Callable[..., Any]) -> Callable[[Rule], Rule]:
 
 def _finite(operator: Operator) -> bool:
     """Whether every weight is a number: folding or standardising can make of finite parameters what is none."""
-    fields = (getattr(operator, name) for name in ("weight", "matrix", "gain") if hasattr(operator, name))
-    return all(bool(torch.isfinite(tensor).all()) for tensor in fields)
+    fields = [getattr(operator, name, ()) for name in ("weight", "matrix", "matrices", "gain")]
+    values = [value for found in fields for value in (found if isinstance(found, tuple) else (found,))]
+    return all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in values if value is not None)
 
 
 def operator_of(node: Node, rules: Mapping[Callable[..., Any], Rule]) -> Operator:
     """What the node applies: its rule's answer, or Unbounded with the reason there is none."""
     function = rules.get(node.op)
     if function is None:
-        return Unbounded("no rule for this operation")
+        return Unbounded(REASONS.get(node.op_name, "no rule for this operation"))
     try:
         operator = function(node)
+        if isinstance(operator, Unbounded):
+            return operator
         if (
             len(node.inputs) > 1
             and operator is not IDENTITY
