@@ -9,40 +9,62 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lipcheck import operators, testing
     from lipcheck.bound import Bound
     from lipcheck.checking import check
+    from lipcheck.domains import Ball, Box
     from lipcheck.errors import LipcheckError
+    from lipcheck.graph import Node
     from lipcheck.norms import spectral_norm
+    from lipcheck.plugins import rule
+    from lipcheck.ranges import Range
     from lipcheck.report import LayerReport, NetworkReport, Report
     from lipcheck.verification import Verification
     from lipcheck.verifying import verify
 
 _HOMES = {
+    "Ball": "lipcheck.domains",
     "Bound": "lipcheck.bound",
+    "Box": "lipcheck.domains",
     "LayerReport": "lipcheck.report",
     "LipcheckError": "lipcheck.errors",
     "NetworkReport": "lipcheck.report",
+    "Node": "lipcheck.graph",
+    "Range": "lipcheck.ranges",
     "Report": "lipcheck.report",
     "check": "lipcheck.checking",
+    "rule": "lipcheck.plugins",
     "Verification": "lipcheck.verification",
     "spectral_norm": "lipcheck.norms",
     "verify": "lipcheck.verifying",
 }
 
+# Public as modules: what rules return, and what attacks them.
+_MODULES = ("operators", "testing")
+
 __all__ = [
+    "Ball",
     "Bound",
+    "Box",
     "LayerReport",
     "LipcheckError",
     "NetworkReport",
+    "Node",
+    "Range",
     "Report",
     "Verification",
     "check",
+    "operators",
+    "rule",
     "spectral_norm",
+    "testing",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"lipcheck.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'lipcheck' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

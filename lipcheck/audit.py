@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
@@ -20,12 +22,10 @@ from lipcheck.graph import Graph
 from lipcheck.operators import (
     Convolution,
     Dense,
-    Diagonal,
     Indexing,
     Linear,
     Operator,
     Padded,
-    Separable,
     Unbounded,
     Weighted,
     uncertainty_of,
@@ -34,9 +34,11 @@ from lipcheck.progress import Clock
 from lipcheck.proof import ScaledProof, ZeroProof
 from lipcheck.propagate import Propagation, propagate
 from lipcheck.ranges import Range
-from lipcheck.report import LayerReport, UnsupportedOperation
+from lipcheck.report import EmbeddingReport, LayerReport, UnsupportedOperation
+from lipcheck.rows import Listing, embedding_rows, layer_rows, listing
 from lipcheck.simplify import uniform_gain
 from lipcheck.steps import Step
+from lipcheck.tighten import FOLDED
 
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
@@ -49,9 +51,11 @@ class LayerAudit:
     """What is known of the layers and, in natural logs, of the network."""
 
     layers: tuple[LayerReport, ...]
+    embeddings: tuple[EmbeddingReport, ...]
     unsupported: tuple[UnsupportedOperation, ...]
     log_upper: float
     log_product: float
+    tightening: tuple[tuple[str, float, float], ...]  # each step with the log of the bound before and after it
     reason: str
     elsewhere: Mapping[str, float]  # shares of what has no row, by operation
     notes: tuple[str, ...]  # what was tightened and what was left, for people
@@ -66,15 +70,20 @@ def audit_layers(
     beside: Callable[[], None],
     methods: Sequence[str] = (),
     domain: Range | None = None,
+    *,
+    heads: bool = False,
+    tables: Mapping[str, Tensor] | None = None,
 ) -> LayerAudit:
     """Bounds of all linear steps, by themselves and merged, and the two compositions of the network.
 
     `domain` is where the input can be, anywhere if None. `beside` is another task that shares the processor with the
-    bounds. `methods` are compared on each layer with
-    weights; behind a padding that copies, where the certified bound is loose, the randomised one always is.
+    bounds. `methods` are compared on each layer with weights; behind a padding that copies, where the certified bound
+    is loose, the randomised one always is.
+    `heads` lists the projections of attention by head. `tables` are the module's embeddings, by path.
     """
     bounds = _Bounds(settings)
-    work = bounds.plan(steps)
+    extra = listing(graph, steps, heads=heads, tables=tables or {})
+    work = bounds.plan(steps, extra)
     clock.stage("bounding the layers", work * (1 + _BESIDE))
     bounds.run(clock.advance, [(work * _BESIDE, beside)])
     if settings.tight:
@@ -89,13 +98,17 @@ def audit_layers(
     whole = _composition(graph, steps, bounds, known, merged=True)
     plain = _composition(graph, steps, bounds, known, merged=False)
     unsupported = _unsupported(graph, steps, known)
+    folded = [(FOLDED, plain.output, min(plain.output, whole.output))]
+    tightening = folded if any(step.merged is not None for step in steps) and math.isfinite(plain.output) else []
     return LayerAudit(
-        layers=_rows(steps, bounds, whole),
+        layers=layer_rows(steps, bounds, lambda step: _share(step, whole), known, extra),
+        embeddings=embedding_rows(bounds, extra),
         unsupported=unsupported,
         log_upper=min(whole.output, plain.output),
         log_product=plain.output,
+        tightening=tuple(tightening),
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
-        elsewhere=_elsewhere(steps, whole),
+        elsewhere=_elsewhere(steps, whole, extra.inside(steps)),
         notes=tuple(bounds.notes),
         bound_of=bounds.of,
     )
@@ -112,8 +125,10 @@ class _Bounds:
         self.notes: list[str] = []
         self.scaled: dict[Any, tuple[Any, float, float]] = {}
 
-    def plan(self, steps: Sequence[Step]) -> float:
+    def plan(self, steps: Sequence[Step], extra: Listing) -> float:
         """Collects the operators to bound; their cost."""
+        for operator in extra.operators:
+            self.planned.setdefault(_key(operator), operator)
         for step in steps:
             own = step.operator
             if isinstance(own, Linear):
@@ -169,7 +184,17 @@ class _Bounds:
                 clock.advance(1.0)
 
     def of(self, operator: Operator) -> Bound:
+        """The enclosure of a linear operator that was planned."""
         return self.found[_key(operator)]
+
+    def compared_with(self, operator: Operator) -> dict[str, Bound]:
+        """What other methods say of it."""
+        return dict(self.compared.get(_key(operator), {}))
+
+    def key(self, operator: Operator) -> Hashable:
+        """Equal for operators that are the same map."""
+        found: Hashable = _key(operator)
+        return found
 
 
 def _loose(operator: Operator, bound: Bound) -> bool:
@@ -247,34 +272,6 @@ def _composition(
     return compose(graph.input.name, factors, graph.output)
 
 
-def _rows(steps: Sequence[Step], bounds: _Bounds, whole: Composition) -> tuple[LayerReport, ...]:
-    """One row a linear layer, in the order of the network; a layer applied again at the same size counts its calls."""
-    rows: dict[Any, LayerReport] = {}
-    for step in steps:
-        if not _listed(step):
-            continue
-        row = _row(step, bounds, _share(step, whole))
-        key = (row.layer, row.op, row.kind, _key(step.operator), row.merged_with)
-        if key in rows:
-            known = rows[key]
-            share = None if known.share is None or row.share is None else known.share + row.share
-            row = replace(known, calls=known.calls + 1, share=share)
-        rows[key] = row
-    return tuple(rows.values())
-
-
-def _listed(step: Step) -> bool:
-    """Weights, pooling, standing batch norms and scalings by more than one number have rows."""
-    if step.absorbed_by:
-        return False
-    operator = step.operator
-    if isinstance(operator, Weighted | Separable):
-        return True
-    if isinstance(operator, Diagonal):
-        return operator.gain.numel() > 1
-    return isinstance(operator, Indexing) and operator.selecting and "pool" in step.node.op_name
-
-
 def _share(step: Step, whole: Composition) -> float | None:
     """What the step adds to the network's log, over it; None where that has no meaning."""
     if not math.isfinite(whole.output) or whole.output == 0:
@@ -282,93 +279,16 @@ def _share(step: Step, whole: Composition) -> float | None:
     return whole.growth[step.node.name] / whole.output
 
 
-def _elsewhere(steps: Sequence[Step], whole: Composition) -> dict[str, float]:
+def _elsewhere(steps: Sequence[Step], whole: Composition, told: Container[str]) -> dict[str, float]:
     """The shares of what has no row, such as activations, normalisations and sums, by operation; a layer's scalings
     count with the layer."""
     shares: dict[str, float] = {}
     for step in steps:
-        share = _share(step, whole) if not _listed(step) else None
+        share = _share(step, whole) if step.node.name not in told else None
         if share:
-            name = step.node.op_name.removeprefix("aten.").split(".")[0]
+            name = getattr(step.operator, "name", "") or step.node.op_name.removeprefix("aten.").split(".")[0]
             shares[name] = shares.get(name, 0.0) + share
     return shares
-
-
-def _row(step: Step, bounds: _Bounds, share: float | None) -> LayerReport:
-    node, operator = step.node, step.operator
-    row = LayerReport(
-        layer=node.layer,
-        op=node.op_name,
-        kind=_kind(node.op_name, operator),
-        bound=bounds.of(operator),
-        compared=dict(bounds.compared.get(_key(operator), {})),
-        merged=None if step.merged is None else bounds.of(step.merged),
-        merged_with=", ".join(step.merged_with),
-        share=share,
-    )
-    before, after = node.inputs[0].shape, node.shape
-    if isinstance(operator, Padded):
-        inner = _convolution_row(row, operator.convolution)
-        return replace(inner, padding_mode=operator.mode, input_size=operator.input_size)
-    if isinstance(operator, Convolution):
-        return _convolution_row(row, operator)
-    if isinstance(operator, Dense):
-        return replace(row, channels=(operator.matrix.shape[1], operator.matrix.shape[0]))
-    if isinstance(operator, Diagonal):
-        return replace(row, input_size=before[2:], output_size=after[2:], channels=_channels(before, after))
-    return replace(
-        row,
-        kernel=_window(node.arguments, "kernel_size", len(before) - 2),
-        stride=_window(node.arguments, "stride", len(before) - 2),
-        input_size=before[2:],
-        output_size=after[2:],
-        channels=_channels(before, after),
-    )
-
-
-def _convolution_row(row: LayerReport, operator: Convolution) -> LayerReport:
-    outputs, inputs = operator.weight.shape[0], operator.input_channels
-    sizes = operator.input_size, operator.output_size
-    return replace(
-        row,
-        kernel=operator.kernel,
-        stride=operator.stride,
-        dilation=operator.dilation,
-        groups=operator.groups,
-        channels=(outputs, inputs) if operator.transposed else (inputs, outputs),
-        padding_mode="circular" if operator.circular else "zeros",
-        input_size=sizes[1] if operator.transposed else sizes[0],
-        output_size=sizes[0] if operator.transposed else sizes[1],
-    )
-
-
-def _channels(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    return (before[1], after[1]) if len(before) > 1 and len(after) > 1 else None
-
-
-def _window(arguments: Any, name: str, axes: int) -> tuple[int, ...]:
-    given = arguments.get(name)
-    if given is None or given == []:
-        return (
-            () if name == "kernel_size" or "kernel_size" not in arguments else _window(arguments, "kernel_size", axes)
-        )
-    values = (given,) if isinstance(given, int) else tuple(given)
-    return values * axes if len(values) == 1 else values
-
-
-def _kind(op: str, operator: Operator) -> str:
-    """What people call the layer."""
-    if isinstance(operator, Padded):
-        operator = operator.convolution
-    if isinstance(operator, Convolution):
-        return f"conv_transpose{operator.axes}d" if operator.transposed else f"conv{operator.axes}d"
-    if isinstance(operator, Dense):
-        return "linear"
-    if isinstance(operator, Diagonal):
-        return "batch_norm" if "batch_norm" in op else "scale"
-    if "max_pool" in op:
-        return "max_pool"
-    return "avg_pool" if "avg_pool" in op else op.split(".")[1]
 
 
 def _unsupported(graph: Graph, steps: Sequence[Step], known: Propagation) -> tuple[UnsupportedOperation, ...]:

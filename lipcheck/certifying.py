@@ -109,7 +109,9 @@ class _Digests:
         self.known: dict[Any, Constant] = {}
 
     def of(self, node: Node, prefix: str) -> Iterator[Constant]:
-        for name, argument in node.arguments.items():
+        lists = {name: parts for name, parts in node.arguments.items() if isinstance(parts, list)}
+        listed = ((f"{name}.{n}", part) for name, parts in lists.items() for n, part in enumerate(parts))
+        for name, argument in (*node.arguments.items(), *listed):
             if isinstance(argument, Tensor) and name not in _WITHOUT_EFFECT:
                 place = (argument.data_ptr(), argument.dtype, tuple(argument.shape), argument.stride())
                 if place not in self.known:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,29 @@ from lipcheck import rounding, sources
 from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.capture import capture
 from lipcheck.certifying import certificate_of
+from lipcheck.domains import Domain
 from lipcheck.engines.settings import Settings, memory_for
 from lipcheck.errors import UsageError
 from lipcheck.jacobian import sampled_norm
 from lipcheck.methods import check_names
-from lipcheck.opening import chosen_device, displayed, in_evaluation, open_model, with_threads
+from lipcheck.opening import (
+    Region,
+    chosen_device,
+    displayed,
+    in_evaluation,
+    open_model,
+    open_region,
+    wanted_domain,
+    with_threads,
+)
+from lipcheck.operators import Nonlinear
+from lipcheck.plugins import Rules, gather
 from lipcheck.progress import Clock, Progress
-from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary
-from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
+from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary, TighteningStep
+from lipcheck.rows import embedding_tables
+from lipcheck.rules import operator_of
 from lipcheck.simplify import simplify
+from lipcheck.steps import Step
 
 
 def check(
@@ -40,11 +53,14 @@ def check(
     threads: int | None = None,
     samples: int = 2,
     methods: Sequence[str] = (),
+    domain: str | Domain | None = None,
+    heads: bool = False,
     tight: bool = False,
     time_budget: float | None = None,
     certificate: str | Path | None = None,
     progress: bool | Progress = False,
-    rules: Mapping[Callable[..., Any], Rule] | None = None,
+    rules: Rules | None = None,
+    plugins: bool = True,
 ) -> Report:
     """The audit of one network: every linear layer enclosed, and the network bounded.
 
@@ -54,9 +70,13 @@ def check(
         no example is given.
     Units:  `tolerance` is the relative slack that the search for a layer's upper bound may leave; `memory` is in
         bytes, for one batch of the search; `samples` is the number of inputs at which the Jacobian is evaluated.
-        `methods` names further methods (`lipcheck.methods`) to compare on each layer. `tight` takes convolutions whose
+        `methods` names further methods (`lipcheck.methods`) to compare on each layer. `domain` is where the inputs are,
+        anywhere without it: "box:0,1", "ball:0.5@cat.png", or a `lipcheck.Box` or `lipcheck.Ball`; the network's bound
+        is for inputs there. `heads` lists the projections of attention by head. `tight` takes convolutions whose
         slack is above the tolerance to a finite method, in `time_budget` estimated seconds for all of them.
         `certificate` names a file for the proofs of the bounds, which `lipcheck.verify` checks again.
+        `rules` are further rules, as `lipcheck.rule` makes them; `plugins` says whether those registered in this
+        process and those of installed packages are used.
     Errors: UsageError for an option that means nothing; SourceError for a model or weights that cannot be opened;
         CaptureError where the graph cannot be had.
     """
@@ -77,7 +97,7 @@ def check(
     if not isinstance(methods, str | tuple | list) or not all(isinstance(name, str) for name in methods):
         raise UsageError(f"methods is {methods!r}; give names such as ('gram', 'lipbound')")
     methods = check_names((methods,) if isinstance(methods, str) else tuple(methods))
-    rules = DEFAULT_RULES if rules is None else rules
+    wanted = wanted_domain(domain)
     memory = memory or memory_for(tight=tight)
     budget = math.inf if time_budget is None else float(time_budget)
     settings = Settings(tolerance, chosen_device(device), memory, tight, budget)
@@ -85,18 +105,29 @@ def check(
         clock = Clock(display)
         clock.stage("loading the model")
         loaded = open_model(model, example, weights, seed, input_size)
+        region = None if wanted is None else open_region(wanted, loaded)
+        book = gather(rules, plugins=plugins)  # a factory's module may have registered some
+        for problem in book.problems:
+            clock.announce(problem)
         with in_evaluation(loaded.module):
             clock.stage("capturing the graph")
-            graph, difference = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=rules)
-            steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])
+            graph, difference = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=book.table)
+            steps = simplify(graph, [operator_of(node, book.table) for node in graph.nodes])
             sampled = [0.0]
 
             def sample() -> None:
                 sampled[0] = sampled_norm(
-                    loaded.module, loaded.example, keyword=loaded.keyword, samples=samples, seed=seed
+                    loaded.module,
+                    loaded.example,
+                    keyword=loaded.keyword,
+                    samples=samples,
+                    seed=seed,
+                    draw=None if region is None else region.draw,
                 )
 
-            audit = audit_layers(graph, steps, settings, clock, sample, methods)
+            within = None if region is None else region.range
+            tables = embedding_tables(loaded.module)
+            audit = audit_layers(graph, steps, settings, clock, sample, methods, within, heads=heads, tables=tables)
             if certificate is not None:
                 clock.stage("writing the certificate")
                 chosen = weights if isinstance(model, str) else loaded.weights
@@ -106,8 +137,9 @@ def check(
         return Report(
             model=_summary(loaded, graph.output_name),
             layers=audit.layers,
-            network=_network(audit, sampled[0], samples),
+            network=_network(audit, sampled[0], samples, "" if region is None else region.described),
             unsupported=audit.unsupported,
+            embeddings=audit.embeddings,
             run=RunSummary(
                 device=str(settings.device),
                 threads=torch.get_num_threads(),
@@ -116,9 +148,22 @@ def check(
                 seconds=clock.seconds,
                 versions={"lipcheck": version(), "torch": torch.__version__, **(loaded.versions or {})},
                 capture_difference=difference,
-                notes=audit.notes,
+                notes=(*book.notes(graph.nodes), *audit.notes, *_hints(audit, steps, region, loaded)),
             ),
         )
+
+
+def _hints(
+    audit: LayerAudit, steps: Sequence[Step], region: Region | None, loaded: sources.LoadedModel
+) -> tuple[str, ...]:
+    """The next step for a network that is infinite on the whole space, where some of it is finite on a domain."""
+    if region is not None or audit.log_upper != math.inf:
+        return ()
+    on_ranges = {step.node.op_name for step in steps if isinstance(step.effective, Nonlinear)}
+    if not any(group.op in on_ranges for group in audit.unsupported):
+        return ()
+    domain = "box:0,1" if loaded.pixels is not None else "box:LOW,HIGH or ball:RADIUS"
+    return (f"on a bounded domain more is finite: give --domain {domain} (domain= in Python)",)
 
 
 def version() -> str:
@@ -141,13 +186,17 @@ def _summary(loaded: sources.LoadedModel, output: str) -> ModelSummary:
     )
 
 
-def _network(audit: LayerAudit, lower: float, samples: int) -> NetworkReport:
+def _network(audit: LayerAudit, lower: float, samples: int, domain: str) -> NetworkReport:
     return NetworkReport(
         log10_upper=_log10_up(audit.log_upper),
         log10_product=_log10_up(audit.log_product),
+        tightening=tuple(
+            TighteningStep(name, _log10_up(before), _log10_up(after)) for name, before, after in audit.tightening
+        ),
         lower=lower,
         samples=samples,
         reason=audit.reason,
+        domain=domain,
         elsewhere=dict(audit.elsewhere),
     )
 

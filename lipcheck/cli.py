@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -82,6 +83,8 @@ Examples:
 
   lipcheck resnet50 --weights random --input 3x160x160
 
+  lipcheck vit_tiny_patch16_224 --domain box:0,1
+
   lipcheck mypackage.models:build --input 1x28x28 --weights model.safetensors
 
 Exit codes: 0 done; 1 `verify` found a bound not proved; 2 wrong usage or no model; 3 infinite with --require-finite."""
@@ -157,6 +160,16 @@ def audit(
         str | None,
         typer.Option(help="Shape of one input, like 3x224x224.", rich_help_panel=_MODEL, metavar="SHAPE"),
     ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Bound the network for inputs in box:LOW,HIGH (pixels) or ball:RADIUS@FILE only; "
+            "`lipcheck explain domain`.",
+            autocompletion=_complete(completion.domains),
+            rich_help_panel=_MODEL,
+            metavar="WHERE",
+        ),
+    ] = None,
     tolerance: Annotated[
         float,
         typer.Option(help="Relative slack that the search may leave.", rich_help_panel=_COMPUTING, metavar="X"),
@@ -194,6 +207,12 @@ def audit(
         str | None,
         typer.Option(help="Of --tight, estimated: 90s, 10min.", rich_help_panel=_COMPUTING, metavar="TIME"),
     ] = None,
+    no_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--no-plugins", help="Leave out rules of installed packages.", rich_help_panel=_COMPUTING, metavar=""
+        ),
+    ] = False,
     samples: Annotated[
         int,
         typer.Option(
@@ -219,6 +238,10 @@ def audit(
         str | None,
         typer.Option(help="Show only layers like this: 'layer4.*'.", rich_help_panel=_SHOWING, metavar="GLOB"),
     ] = None,
+    heads: Annotated[
+        bool,
+        typer.Option("--heads", help="List attention's projections by head.", rich_help_panel=_SHOWING, metavar=""),
+    ] = False,
     json: Annotated[
         str | None,
         typer.Option(
@@ -268,7 +291,10 @@ def audit(
         "memory": None if memory is None else options.memory(memory),
         "threads": threads,
         "samples": samples,
+        "plugins": not no_plugins,
         "methods": () if method is None else options.methods(method),
+        "domain": None if domain is None else options.domain(domain),
+        "heads": heads,
         "tight": tight,
         "time_budget": None if time_budget is None else options.seconds(time_budget),
     }
@@ -331,6 +357,9 @@ def verify_certificate(
     ] = 64,
     memory: Annotated[str | None, typer.Option(help="For the largest matrix, like 8GB.", metavar="SIZE")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, metavar="N")] = None,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Leave out rules of installed packages, as the audit did.", metavar="")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "--no-progress", "-q", help="No progress on stderr.", metavar="")
     ] = False,
@@ -345,6 +374,7 @@ def verify_certificate(
         "arb_side": arb_side,
         "memory": None if memory is None else options.memory(memory),
         "threads": threads,
+        "plugins": not no_plugins,
     }
 
     def run(progress: Any) -> Any:
@@ -357,6 +387,85 @@ def verify_certificate(
 
     _emit(lambda out: out.write(verdicts.text(found)))
     return 0 if found.ok else 1
+
+
+@app.command("coverage")
+def coverage(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN]...",
+            autocompletion=_complete(completion.zoo_names),
+            help="Which models: 'resnet*' (of timm), 'torchvision:*', 'transformers:bert'; all without one.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the records here, as JSON lines.",
+            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            metavar="FILE",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what --output holds already.", metavar="")
+    ] = False,
+    markdown: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a page like docs/coverage.md.",
+            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            metavar="FILE",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Models at a time, a process and a core each.", min=1, metavar="N")] = 1,
+    limit: Annotated[str, typer.Option("--time-limit", help="For one model.", metavar="TIME")] = "10min",
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Leave out rules of installed packages.", metavar="")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "--no-progress", "-q", help="No progress on stderr.", metavar="")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show warnings and tracebacks.", metavar="")] = False,
+) -> int:
+    """Tell which models of timm, torchvision and transformers have a bound, without their weights."""
+    from lipcheck.renderers import files
+
+    seconds = options.seconds(limit)
+    if seconds < 1:
+        raise UsageError(f"the time limit is {clean(limit)}; give at least a second, like 10min")
+    if resume and output is None:
+        raise UsageError("--resume goes on with what --output FILE holds; give --output as well")
+    for path in (output, markdown):
+        if path is not None:
+            files.check_writable(Path(path))
+
+    def run(progress: Any) -> Any:
+        from lipcheck.coverage import survey
+        from lipcheck.sources import zoo
+
+        names = zoo.matching(patterns or [])
+        return survey(
+            names,
+            versions={"lipcheck": _version(), **zoo.versions()},
+            jobs=jobs,
+            limit=seconds,
+            plugins=not no_plugins,
+            output=None if output is None else Path(output),
+            resume=resume,
+            progress=progress,
+        )
+
+    found = _quietly(run, quiet=quiet, debug=debug)
+    from lipcheck.renderers import coverage as pages
+
+    if markdown is not None:
+        words = " ".join(shlex.quote(word) for word in patterns or [])
+        files.write_atomically(Path(markdown), pages.markdown(found, f"lipcheck coverage {words}".strip()))
+    # As wide as the terminal; in a file or a pipe COLUMNS, or what the audit's table takes.
+    _emit(lambda out: out.write(pages.text(found, shutil.get_terminal_size((160, 24)).columns)))
+    return 130 if len(found.records) < found.wanted else 0
 
 
 def _check_certificate(path: str, json: str | None) -> None:
@@ -471,7 +580,7 @@ def _told_usage(error: Any, given: Sequence[str]) -> str:
 
 def _nearest_command(given: Sequence[str]) -> str:
     first = next((word for word in given if not word.startswith("-")), "")
-    near = get_close_matches(first, ("explain", "schema", "verify"), n=1, cutoff=0.7)
+    near = get_close_matches(first, ("coverage", "explain", "schema", "verify"), n=1, cutoff=0.7)
     return f"; or did you mean `lipcheck {near[0]}`?" if near and first != near[0] else ""
 
 

@@ -22,6 +22,13 @@ def model_names(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def zoo_names(incomplete: str) -> list[str]:
+    """Names that `lipcheck coverage` takes, as far as they can be had without importing a library."""
+    prefix = "timm:" if incomplete.startswith("timm:") else ""
+    names = ["timm:", "torchvision:", "transformers:", *(prefix + name for name in timm_names())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def timm_names() -> list[str]:
     """The architectures that timm registers, read from its source: importing it would take seconds per key press."""
     spec = importlib.util.find_spec("timm")
@@ -41,6 +48,14 @@ def methods(incomplete: str) -> list[str]:
 def weights(incomplete: str) -> list[str]:
     """The two words, and checkpoint files."""
     return [word for word in ("pretrained", "random", *paths(incomplete)) if word.startswith(incomplete)]
+
+
+def domains(incomplete: str) -> list[str]:
+    """The kinds of domains, and files behind a ball's @."""
+    before, at, start = incomplete.partition("@")
+    if at and before.startswith("ball:"):
+        return [f"{before}@{path}" for path in paths(start)]
+    return [kind for kind in ("box:0,1", "ball:") if kind.startswith(incomplete)]
 
 
 def paths(incomplete: str) -> Iterator[str]:

@@ -78,7 +78,8 @@ There are no shares while the network's bound is infinite.
 """,
     "network": """\
 A bound on the Lipschitz constant of the whole network, from its input to its output: for every two inputs,
-|output difference| <= bound * |input difference|, Euclidean norms, however far apart the inputs are.
+|output difference| <= bound * |input difference|, Euclidean norms, however far apart the inputs are. With --domain it
+is for every two inputs there.
 
 Constants go forward through the graph of the captured network. The input has constant 1; a linear or pointwise
 operation multiplies by its own; a sum adds; a concatenation takes the root of the sum of squares. So a residual block
@@ -99,7 +100,8 @@ It is an upper bound too, and a worse one. It stands there because it is what is
 difference to the certified upper bound is measured against.
 """,
     "sampled": """\
-The sampled lower bound: the largest spectral norm of the network's Jacobian found at a few random inputs (--samples).
+The sampled lower bound: the largest spectral norm of the network's Jacobian found at a few random inputs (--samples),
+inside the domain where one is given.
 
 At a point where the network is differentiable, the Jacobian's norm is the amplification of small changes there, and the
 Lipschitz constant cannot be below it. So the constant lies between the sampled lower and the certified upper bound.
@@ -112,8 +114,39 @@ the way from input to output makes the network's bound infinite; the layers' own
 
 Two reasons occur. The operation may have no rule in this version. Or it has no Lipschitz constant on the whole space:
 the product of two activations (gates, squeeze-and-excitation, attention) grows with the inputs themselves, and only
-has a bound on a bounded domain. Nothing is skipped in silence, and an unknown operation never counts as 1.
+has a bound on a bounded domain (`lipcheck explain domain`). Nothing is skipped in silence, and an unknown operation
+never counts as 1.
 With --require-finite the exit code is 3 when the network's bound is infinite.
+""",
+    "domain": """\
+--domain says where the inputs are. The network's bound then holds for every two inputs there, and may be finite where
+it is infinite for all inputs: a product of two activations is steep only where they are large.
+
+  box:LOW,HIGH  every pixel lies between LOW and HIGH, before the model's own normalisation: box:0,1. Mean and std come
+    from the model's config; a model without one is taken to receive the box itself, and the report says so.
+  ball:RADIUS  every input within this Euclidean distance of zero, in the network's own input units.
+  ball:RADIUS@FILE  the same around the input in FILE: .npy, .pt or .safetensors with one tensor as the network receives
+    it, or an image, which is resized, cut and normalised as the model's config says.
+
+The bound is one of the network itself: output change per change of its own input, behind the normalisation. For a
+change of pixels, divide it by the smallest std. The sampled lower bound is sought inside the domain.
+Activations' ranges follow from the domain (`lipcheck explain ranges`). The layers' own bounds do not depend on it.
+""",
+    "ranges": """\
+Where each activation can be: an interval for every element, and a Euclidean ball. They go through the graph operation
+by operation, from the domain or, without one, from "anywhere". Intervals go by interval arithmetic, balls by each
+operation's own constant, and each is cut down by the other; everything is rounded outwards.
+
+A range starts afresh behind what is bounded by itself: sigmoid, softmax, clamps, normalisations. So much has a finite
+constant even without a domain.
+
+On its range an operation's slope is what counts: |y| for a product x y, the largest |f'| for an activation, gamma over
+the smallest deviation for a normalisation. Column `slope` of the report has that of each normalisation.
+The argument runs along the segment between two inputs, so domains are convex and the ranges between need not be.
+
+Source:
+  interval bound propagation: S. Gowal et al., Scalable verified training for provably robust
+    image classification, ICCV 2019.
 """,
     "method-embedding": """\
 A convolution with zero padding on a finite input is a corner of a circular one that is long enough not to wrap: m

@@ -7,7 +7,7 @@ finds a direction; the norm it attains is then evaluated in float64.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lipcheck.capture import choose_output
 
 Function = Callable[[Tensor], Tensor]
+# So many inputs, drawn with a generator; each is one input with its batch axis.
+Draw = Callable[[torch.Generator, int], Iterable[Tensor]]
 # What evaluating a Jacobian-vector product may be off by, relatively: generous for float64, not a proof.
 _FIRST, _LATER = 2, 1  # steps of power iteration at the first sampled input, and at the others
 _MARGIN = {torch.float64: 1e-8, torch.float32: 1e-5}
@@ -29,25 +31,31 @@ def sampled_norm(
     keyword: str = "",
     samples: int = 2,
     seed: int = 0,
+    draw: Draw | None = None,
 ) -> float:
     """The largest ||J(x) v|| / ||v|| found, lowered by a margin for rounding; 0.0 for no samples.
 
-    The inputs are standard normal of the example's shape, seeded. The direction found at one input starts the search
-    at the next; the best pair is then evaluated in float64. The module is not changed.
+    The inputs are what `draw` gives, standard normal of the example's shape without it, seeded. The direction found at
+    one input starts the search at the next; the best pair is then evaluated in float64. The module is not changed.
     Shapes: example with its batch axis of one. Source: maths, section 6, the last line.
     """
     # Fused attention has no second derivative; its plain form is the same function.
     with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
-        return _sampled_norm(module, example, keyword, samples, seed)
+        return _sampled_norm(module, example, keyword, samples, seed, draw or _normal(example))
 
 
-def _sampled_norm(module: nn.Module, example: Tensor, keyword: str, samples: int, seed: int) -> float:
+def _normal(example: Tensor) -> Draw:
+    """Standard normal inputs of the example's shape and precision."""
+    return lambda generator, count: (torch.randn(example.shape, generator=generator) for _ in range(count))
+
+
+def _sampled_norm(module: nn.Module, example: Tensor, keyword: str, samples: int, seed: int, draw: Draw) -> float:
     generator = torch.Generator().manual_seed(seed)
     function = _function(module, keyword, None)
     direction: Tensor | None = None
     best: tuple[float, Tensor, Tensor] | None = None
-    for _ in range(samples):
-        x = torch.randn(example.shape, generator=generator).to(example)
+    for point in draw(generator, samples):
+        x = point.to(example)
         start = torch.randn(example.shape, generator=generator).to(example) if direction is None else direction
         norm, direction = _power_iteration(function, x, start, _FIRST if best is None else _LATER)
         if direction is not None and (best is None or norm > best[0]):

@@ -1,16 +1,25 @@
-"""What an audit and a verification begin with: the model and its input, the device, the threads, the display."""
+"""What an audit and a verification begin with: the model, its input, where inputs are, the device, the threads, the
+display."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lipcheck import sources
+from lipcheck.domains import Domain, domain_of
 from lipcheck.errors import InputSizeError, UsageError
+from lipcheck.notation import WrittenDomain, read_domain
 from lipcheck.progress import Display, Progress, Silent
+from lipcheck.ranges import Range
+from lipcheck.sources.inputs import check_input_file, read_input
+from lipcheck.sources.pixels import timm_pixels
 from lipcheck.sources.weights import refuse_nonfinite
 
 
@@ -27,7 +36,12 @@ def open_model(
             raise UsageError("weights are chosen for a model that is named; a module in hand is audited as it is")
         refuse_nonfinite(model)
         return sources.LoadedModel(
-            model, _example(model, example, input_size, seed), type(model).__name__, "module", "as given"
+            model,
+            _example(model, example, input_size, seed),
+            type(model).__name__,
+            "module",
+            "as given",
+            pixels=timm_pixels(model),
         )
     if not isinstance(model, str):
         raise UsageError(f"model is a {type(model).__name__}; give a name or a torch.nn.Module")
@@ -56,6 +70,50 @@ def _example(module: nn.Module, example: Tensor | None, input_size: tuple[int, .
     parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *size, generator=generator).to(device=parameter.device, dtype=parameter.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """The inputs of one network that a domain allows: their range, what to call it, and how to draw from it."""
+
+    domain: Domain
+    range: Range
+    described: str
+    dtype: torch.dtype
+
+    def draw(self, generator: torch.Generator, count: int) -> list[Tensor]:
+        """At most so many inputs of the domain, each with its batch axis."""
+        return self.domain.sample(self.range, generator, count, self.dtype)
+
+
+def wanted_domain(domain: Any) -> WrittenDomain | Domain | None:
+    """The domain as far as it can be read before the model is there.
+
+    Errors: UsageError, SourceError for a file that is not there.
+    """
+    if isinstance(domain, str):
+        written = read_domain(domain)
+        if written.file:
+            check_input_file(Path(written.file).expanduser())
+        return written
+    if domain is None or isinstance(domain, Domain):
+        return domain
+    kind = type(domain).__name__
+    raise UsageError(f'domain is a {kind}; give "box:0,1", "ball:0.5@cat.png", a lipcheck.Box or a lipcheck.Ball')
+
+
+def open_region(wanted: WrittenDomain | Domain, loaded: sources.LoadedModel) -> Region:
+    """The domain for this network: pixels normalised as its config says, a ball's centre read from its file.
+
+    Errors: SourceError, UsageError where they do not fit together.
+    """
+    pixels, shape = loaded.pixels, tuple(loaded.example.shape)
+    if isinstance(wanted, WrittenDomain):
+        file = Path(wanted.file).expanduser()
+        wanted = domain_of(wanted, read_input(file, shape[1:], pixels) if wanted.file else None)
+    mean, std, axis = (pixels.mean, pixels.std, pixels.axis) if pixels is not None else ((), (), -3)
+    within = wanted.range(shape, mean, std, axis)
+    return Region(wanted, within, wanted.described(mean, std), loaded.example.dtype)
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:

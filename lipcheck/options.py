@@ -6,6 +6,7 @@ import re
 
 from lipcheck.errors import UsageError
 from lipcheck.methods import METHODS, check_names
+from lipcheck.notation import read_domain
 from lipcheck.text import clean
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -53,6 +54,16 @@ def seconds(text: str) -> float:
     if match is None:
         raise UsageError(f"the time {clean(text)!r} is none; write it like 90s, 10min or 1h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or ""]
+
+
+def domain(text: str) -> str:
+    """A domain, as it is written: box:0,1, ball:0.5, ball:0.5@cat.png. What it says is checked, its file is not read.
+
+    >>> domain("box:0,1")
+    'box:0,1'
+    """
+    read_domain(text)
+    return text
 
 
 def methods(text: str) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ class LayerReport:
     operator that the network applies when a batch norm behind the layer is folded into it, else None.
     `share` is the layer's part of the network's log-bound (elasticity times log bound, over the whole),
     None while the network's bound is infinite or zero.
+    A normalisation is no linear layer: `bound` is the norm of its gain, diag(gamma), and `slope` its own constant.
+    A row with a `part` is about some of the outputs of the layer above it and has no share of its own.
     """
 
     layer: str  # dotted module path, "" for the model itself
@@ -62,6 +64,33 @@ class LayerReport:
     calls: int = 1  # how often the network applies it
     # What other methods say of the same operator as `bound`, by the method's name.
     compared: dict[str, Bound] = field(default_factory=dict)
+    part: str = ""  # which outputs of the layer: "q", "k head 3" of an attention's projections; "" for all of them
+    slope: Bound | None = None  # a normalisation's Lipschitz constant on the ranges that its input takes
+    slope_everywhere: Bound | None = None  # the same on the whole space: max|gamma| / sqrt(eps)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingReport:
+    """A table of vectors that the module looks up. It is no part of the network's bound.
+
+    `bound` is the norm of the table as a matrix: of the map from mixtures of entries (one number an entry, Euclidean
+    norm) to mixtures of vectors. `largest_row` is the norm of the longest vector.
+    """
+
+    layer: str  # dotted module path
+    entries: int
+    width: int
+    bound: Bound
+    largest_row: Bound
+
+
+@dataclass(frozen=True, slots=True)
+class TighteningStep:
+    """One step from the plain product to the bound. Units: powers of ten, of the least bound known by then."""
+
+    name: str  # "scalings folded", "linear maps merged", "norms weighted"
+    log10_before: float
+    log10_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +99,8 @@ class NetworkReport:
 
     Units: log10_upper and log10_product are powers of ten (inf when some operation has no bound, -inf for a
     constant network); `lower` is a plain number, the largest Jacobian norm found, 0 if none was looked for.
-    `log10_product` composes every node by itself through the same graph; `log10_upper` folds batch norms.
+    `log10_product` composes every node by itself through the same graph; `log10_upper` is the least bound known, and
+    `tightening` how it was reached.
     """
 
     log10_upper: float
@@ -78,8 +108,10 @@ class NetworkReport:
     lower: float
     samples: int = 0  # inputs at which the Jacobian was evaluated
     reason: str = ""  # why log10_upper is infinite
+    domain: str = ""  # the inputs for which log10_upper and log10_product hold, "" for all inputs
     # What holds log-bound and has no row, such as normalisations and activations: operation -> share, as `share` there.
     elsewhere: dict[str, float] = field(default_factory=dict)
+    tightening: tuple[TighteningStep, ...] = ()  # in order; empty where no finite bound is known
 
     def __post_init__(self) -> None:
         assert not math.isnan(self.log10_upper), "a bound is never nan"
@@ -119,17 +151,21 @@ class Report:
     network: NetworkReport
     unsupported: tuple[UnsupportedOperation, ...]
     run: RunSummary
+    embeddings: tuple[EmbeddingReport, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain values: no tuple, no infinity, no nan. Each bound also has its `slack`."""
         document: dict[str, Any] = encode(self, _EXTENDED)
         for layer, entry in zip(self.layers, document["layers"], strict=True):
-            for name, bound in (("bound", layer.bound), ("merged", layer.merged)):
-                if bound is not None:
+            for name in ("bound", "merged", "slope", "slope_everywhere"):
+                if (bound := getattr(layer, name)) is not None:
                     entry[name] |= _derived(bound)
             for name, bound in layer.compared.items():
                 entry["compared"][name] |= _derived(bound)
+        for table, entry in zip(self.embeddings, document["embeddings"], strict=True):
+            entry["bound"] |= _derived(table.bound)
+            entry["largest_row"] |= _derived(table.largest_row)
         return document
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -219,12 +255,13 @@ def _row(layer: LayerReport) -> tuple[Any, ...]:
         *((merged.lower, merged.upper) if merged else (None, None)),
         *(layer.merged_with, layer.share, layer.kernel, layer.stride, layer.dilation, layer.groups),
         *(layer.channels or (None, None)),
-        *(layer.padding_mode, layer.input_size, layer.output_size, layer.calls),
+        *(layer.padding_mode, layer.input_size, layer.output_size, layer.calls, layer.part),
+        *(slope.upper if slope else None for slope in (layer.slope, layer.slope_everywhere)),
     )
 
 
 _COLUMNS = (
     *("layer", "op", "kind", "lower", "upper", "slack", "method", "bound_kind", "merged_lower", "merged_upper"),
     *("merged_with", "share", "kernel", "stride", "dilation", "groups", "in_channels", "out_channels"),
-    *("padding_mode", "input_size", "output_size", "calls"),
+    *("padding_mode", "input_size", "output_size", "calls", "part", "slope", "slope_everywhere"),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from lipcheck.certifying import Claimable, claimable
 from lipcheck.errors import InputSizeError, UsageError
 from lipcheck.opening import displayed, in_evaluation, open_model, with_threads
 from lipcheck.operators import Operator, Padded
+from lipcheck.plugins import Rules, gather
 from lipcheck.progress import Progress
-from lipcheck.rules import DEFAULT_RULES, Rule, operator_of
+from lipcheck.rules import operator_of
 from lipcheck.simplify import simplify
 from lipcheck.text import clean, shape
 from lipcheck.verification import Limits, Verdict, Verification, check_bound, counts_of, work
@@ -41,12 +41,14 @@ def verify(
     memory: int | None = None,
     threads: int | None = None,
     progress: bool | Progress = False,
-    rules: Mapping[Callable[..., Any], Rule] | None = None,
+    rules: Rules | None = None,
+    plugins: bool = True,
 ) -> Verification:
     """What checking a certificate's proofs against a model comes to: one verdict for each stated bound.
 
-    `weights`, `seed` and `input_size` are those that the certificate names, unless given. With `arb`, matrices whose
-    smaller side is at most `arb_side` are checked in ball arithmetic.
+    `weights`, `seed` and `input_size` are those that the certificate names, unless given; `rules` and `plugins` have
+    to be those of the audit. With `arb`, matrices whose smaller side is at most `arb_side` are checked in ball
+    arithmetic.
     Units:  `memory` is in bytes, for the largest single matrix.
     Errors: UsageError for a file that cannot be opened or an option that means nothing; CertificateError for one that
         is no certificate; SourceError and CaptureError where the model cannot be had.
@@ -62,7 +64,6 @@ def verify(
     stated = found.model
     named = isinstance(model, str)
     limits = Limits(memory or _DEFAULT_MEMORY, arb_side if arb else 0)
-    rules = DEFAULT_RULES if rules is None else rules
     with with_threads(threads), displayed(progress) as display:
         display.stage("loading the model")
         try:
@@ -75,10 +76,11 @@ def verify(
             )
         except InputSizeError as error:
             raise InputSizeError(f"{error}; the certificate is of {clean(stated.name)}") from error
+        table = gather(rules, plugins=plugins).table
         with in_evaluation(loaded.module):
             display.stage("capturing the graph")
-            graph, _ = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=rules)
-            steps = simplify(graph, [operator_of(node, rules) for node in graph.nodes])
+            graph, _ = capture(loaded.module, loaded.example, keyword=loaded.keyword, known=table)
+            steps = simplify(graph, [operator_of(node, table) for node in graph.nodes])
             display.stage("comparing the weights")
             claims = {claim.key: claim for claim in claimable(steps)}
             layers = {layer.key: layer for layer in found.layers}

@@ -6,7 +6,15 @@ import math
 from dataclasses import replace
 
 from lipcheck.bound import Bound
-from lipcheck.report import LayerReport, ModelSummary, NetworkReport, Report, RunSummary, UnsupportedOperation
+from lipcheck.report import (
+    EmbeddingReport,
+    LayerReport,
+    ModelSummary,
+    NetworkReport,
+    Report,
+    RunSummary,
+    UnsupportedOperation,
+)
 
 HOSTILE = "head\x1b[31m[/red]\u202eevil\n::error::\x9b"
 
@@ -76,6 +84,35 @@ def constant() -> Report:
     """A network whose output does not depend on its input."""
     layers = tuple(replace(entry, share=None) for entry in small().layers)
     return replace(small(), layers=layers, network=NetworkReport(-math.inf, -math.inf, 0.0, 1))
+
+
+def transformer() -> Report:
+    """Two blocks of attention on a domain: packed projections with their parts, normalisations with their slopes."""
+    layers = [convolution("patch_embed.proj", 3, 192, 16, 224, 16, lower=0.8587, upper=0.85873, share=-0.01)]
+    for block in range(2):
+        name = f"blocks.{block}"
+        for norm, slope, share in ((f"{name}.norm1", 35.35, 0.21), (f"{name}.norm2", 12.125, 0.17)):
+            ends = {"slope": Bound(0.0, slope, "on ranges"), "slope_everywhere": Bound(0.0, 1250.5, "everywhere")}
+            layers.append(layer(norm, "layer_norm", 1.25, 1.25, channels=(192, 192), share=share, **ends))
+            if norm.endswith("norm1"):
+                qkv = layer(f"{name}.attn.qkv", "linear", 0.7542, 0.75425, channels=(192, 576), share=-0.02)
+                parts = (("q", 0.5473), ("k", 0.5488), ("v", 0.5495), ("q head 11", 0.2183))
+                layers += [qkv, *(replace(qkv, part=p, bound=Bound(n, n, "matrix"), share=None) for p, n in parts)]
+                layers.append(layer(f"{name}.attn.proj", "linear", 0.5457, 0.54571, channels=(192, 192), share=0.0))
+    endless = {"slope": Bound(0.0, math.inf, "on ranges"), "slope_everywhere": Bound(0.0, math.inf, "everywhere")}
+    layers.append(layer("norm", "rms_norm", 1.0, 1.0, channels=(192, 192), **endless))
+    domain = "box:0,1 in pixels, before the model's normalisation (mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225)"
+    return replace(
+        small(),
+        layers=tuple(layers),
+        network=NetworkReport(25.15, 30.5, 1.25, 2, elsewhere={"scaled_dot_product_attention": 0.4}, domain=domain),
+        embeddings=(
+            EmbeddingReport(
+                "embeddings.word_embeddings", 30522, 384, Bound(3.71, 3.72, "matrix"), Bound(0.2, 0.3, "row")
+            ),
+            EmbeddingReport(HOSTILE, 2, 384, Bound(0.0, 0.0, "zero"), Bound(0.0, 0.0, "zero")),
+        ),
+    )
 
 
 def resnet() -> Report:

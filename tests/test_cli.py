@@ -121,18 +121,19 @@ def test_defaults_and_every_option_arrive(audit):
     assert audit.given == {
         **{"model": "resnet50", "weights": "pretrained", "seed": 0, "input_size": None, "device": None},
         **{"tolerance": 1e-3, "memory": None, "threads": None, "samples": 2},
-        **{"methods": (), "tight": False, "time_budget": None},
+        **{"methods": (), "domain": None, "heads": False, "tight": False, "time_budget": None, "plugins": True},
     }
     line = (
         "--weights random --seed 3 resnet50 --input 3×64,32 --device cuda:0 --tolerance 0.01 --memory 2GB --threads 1"
     )
-    line += " --method gram,lipbound --tight --time-budget 2min"
+    line += " --method gram,lipbound --tight --time-budget 2min --domain box:0,1 --heads"
     assert audit(*line.split(), "--samples", "0", "-q") == 0
     audit.given.pop("progress")
     assert audit.given == {
         **{"model": "resnet50", "weights": "random", "seed": 3, "input_size": (3, 64, 32), "device": "cuda:0"},
         **{"tolerance": 0.01, "memory": 2 * 10**9, "threads": 1, "samples": 0},
-        **{"methods": ("gram", "lipbound"), "tight": True, "time_budget": 120.0},
+        **{"methods": ("gram", "lipbound"), "domain": "box:0,1", "heads": True, "tight": True, "time_budget": 120.0},
+        **{"plugins": True},
     }
 
 
@@ -214,6 +215,9 @@ def test_an_infinite_bound_is_an_error_only_when_asked(audit, capsys):
         ("demo --input 0x3", "write it like 3x224x224"),
         ("demo --memory much", "write it like 2GB"),
         ("demo --device tpu", "use cpu, cuda or cuda:0"),
+        ("demo --domain bx:0,1", "the domain 'bx:0,1' is no box and no ball; did you mean box:0,1?"),
+        ("demo --domain box:1,0", "its low end 1 is not below its high end 0"),
+        ("demo --domain ball:-1", "give a positive number, like ball:0.5"),
         ("schema now", "unexpected extra argument"),
     ],
 )
@@ -307,6 +311,7 @@ def test_a_full_disk_is_one_line():
         ("lipcheck resnet50 --requ", {"--require-finite"}),
         ("lipcheck resnet50 --sort sl", {"slack"}),
         ("lipcheck --weights ran", {"random"}),
+        ("lipcheck resnet50 --domain bo", {"box:0,1"}),
         ("lipcheck explain prod", {"product"}),
     ],
 )

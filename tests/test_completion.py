@@ -23,3 +23,6 @@ def test_prefixes_and_paths(tmp_path, monkeypatch):
     assert completion.model_names("missing/") == []
     assert completion.weights("") == ["pretrained", "random", "folder/"]
     assert list(completion.paths(".h")) == [".hidden"]
+    assert completion.domains("b") == ["box:0,1", "ball:"]
+    assert completion.domains("ball:0.5@folder/") == ["ball:0.5@folder/weights.pth"]
+    assert completion.domains("ball:0.5") == []

@@ -31,6 +31,13 @@ def test_equal_seeds_give_equal_bounds() -> None:
     assert first != other
 
 
+def test_the_inputs_may_be_given() -> None:
+    module = Function(lambda self, x: x**3)
+    found = sampled_norm(module, torch.zeros(1, 3), samples=2, draw=lambda generator, count: [torch.ones(1, 3)] * count)
+    assert found == pytest.approx(3, rel=1e-3)
+    assert sampled_norm(module, torch.zeros(1, 3), draw=lambda generator, count: []) == 0.0
+
+
 def test_a_constant_network_shows_zero() -> None:
     assert sampled_norm(Function(lambda self, x: x * 0), torch.randn(1, 3)) == 0.0
 

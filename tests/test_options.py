@@ -31,6 +31,12 @@ def test_what_is_no_amount_is_refused(text):
         options.memory(text)
 
 
+def test_domains():
+    assert [options.domain(text) for text in ("box:0,1", "ball:1@x.png")] == ["box:0,1", "ball:1@x.png"]
+    with pytest.raises(UsageError, match="did you mean box:0,1"):
+        options.domain("bix:0,1")
+
+
 def test_devices():
     assert [options.device(name) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
     with pytest.raises(UsageError, match="'cuda:x' is unknown"):

@@ -24,7 +24,10 @@ from lipcheck.report import (
     UnsupportedOperation,
 )
 
-EXAMPLES = [example_report.small, example_report.unbounded, example_report.constant, example_report.resnet]
+EXAMPLES = [
+    *(example_report.small, example_report.unbounded, example_report.constant, example_report.resnet),
+    example_report.transformer,
+]
 SCHEMA = json.loads(files("lipcheck").joinpath("schema.json").read_text(encoding="utf-8"))
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -11,8 +11,6 @@ from lipcheck.text import clean, shape
 
 SORTS = ("network", "name", "lower", "upper", "slack", "merged", "share")
 
-_WORDS = {"linear": "linear", "avg_pool": "avg pool", "max_pool": "max pool", "batch_norm": "batch norm"}
-
 
 def operator(layer: LayerReport) -> str:
     """The operator in a few words: conv 7×7/2 3→64, dwconv 3×3 96, convT 4×4/2 64→32, linear 2048→1000."""
@@ -38,8 +36,14 @@ def input_size(layer: LayerReport) -> str:
 
 
 def path(layer: LayerReport) -> str:
-    """The layer's dotted path, safe to print; (model) for the model itself."""
-    return clean(layer.layer) or "(model)"
+    """The layer's dotted path and which part of it the row is about, safe to print; (model) for the model itself."""
+    whole = clean(layer.layer) or "(model)"
+    return f"{whole} {clean(layer.part)}" if layer.part else whole
+
+
+def scope(report: Report) -> str:
+    """For which inputs the network's bounds hold."""
+    return "on the domain" if report.network.domain else "for all inputs"
 
 
 def chosen(
@@ -71,7 +75,7 @@ def heaviest(report: Report, count: int) -> list[LayerReport]:
 
 def claim(report: Report) -> str:
     """What the network's upper bound may be called: it is worth what the weakest layer bound in it is worth."""
-    kinds = {(layer.merged or layer.bound).kind for layer in report.layers}
+    kinds = {(layer.merged or layer.bound).kind for layer in report.layers if not layer.part}
     if "estimate" in kinds:
         return "estimated upper"
     return "probable upper" if "probabilistic" in kinds else "certified upper"
@@ -99,7 +103,7 @@ def _kind(layer: LayerReport) -> str:
         return "dwconvT" if _depthwise(layer) else "convT"
     if layer.kind.startswith("conv"):
         return "dwconv" if _depthwise(layer) else "conv"
-    return _WORDS.get(layer.kind) or clean(layer.kind.replace("_", " "))
+    return clean(layer.kind.replace("_", " "))
 
 
 def _mixes(layer: LayerReport) -> bool:

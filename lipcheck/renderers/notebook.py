@@ -6,16 +6,16 @@ import math
 from html import escape
 
 from lipcheck.renderers import describe, numbers
-from lipcheck.renderers.table import marked, share_text
+from lipcheck.renderers.table import marked, share_text, slope_text
 from lipcheck.report import LayerReport, Report
 from lipcheck.text import clean, shape
 
-_HEADINGS = ("layer", "operator", "input", "lower", "upper", "slack %", "merged", "share")
+_HEADINGS = ("layer", "operator", "input", "lower", "upper", "slack %", "merged", "slope", "share")
 
 
 def to_html(report: Report) -> str:
     """The heading, the network's bounds, what has no bound, and the table of layers behind a fold."""
-    parts = [*_heading(report), *_network(report), *_unsupported(report), *_table(report)]
+    parts = [*_heading(report), *_network(report), *_unsupported(report), *_table(report), *_embeddings(report)]
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -25,12 +25,15 @@ def _heading(report: Report) -> list[str]:
     lines = [f"<p><b>{_safe(model.name)}</b> {_safe(facts)}</p>"]
     if model.weights.startswith("random"):
         lines.append("<p><b>Random weights: the figures say nothing about a trained network.</b></p>")
+    if report.network.domain:
+        lines.append(f"<p>Domain: {_safe(report.network.domain)}</p>")
     return lines + [f"<p>Note: {_safe(note)}</p>" for note in model.notes]
 
 
 def _network(report: Report) -> list[str]:
     network = report.network
-    rows = [(describe.claim(report), _power(network.log10_upper)), ("plain product", _power(network.log10_product))]
+    rows = [("holds", describe.scope(report)), (describe.claim(report), _power(network.log10_upper))]
+    rows.append(("plain product", _power(network.log10_product)))
     if network.samples:
         rows.append(("sampled lower", numbers.down(network.lower)))
     if network.log10_upper == math.inf:
@@ -68,9 +71,22 @@ def _row(layer: LayerReport) -> str:
     cells = (
         *(describe.path(layer) + calls, describe.operator(layer), describe.input_size(layer)),
         *(numbers.down(layer.bound.lower), marked(layer.bound), numbers.percent_up(layer.bound.slack)),
-        *(marked(layer.merged) if layer.merged else "", share_text(layer.share)),
+        *(marked(layer.merged) if layer.merged else "", slope_text(layer.slope)),
+        "" if layer.part else share_text(layer.share),
     )
     return "<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _embeddings(report: Report) -> list[str]:
+    if not report.embeddings:
+        return []
+    rows = [
+        f"<li>{_safe(table.layer) or '(model)'}: {table.entries}×{table.width}, norm as a matrix "
+        f"{numbers.down(table.bound.lower)} … {marked(table.bound)}, longest vector {marked(table.largest_row)}</li>"
+        for table in report.embeddings
+    ]
+    summary = "Embedding tables, no part of the network's bound"
+    return [f"<details><summary>{summary}</summary><ul>{''.join(rows)}</ul></details>"]
 
 
 def _safe(text: str) -> str:

@@ -19,6 +19,7 @@ from lipcheck.renderers import describe, numbers
 from lipcheck.report import LayerReport
 
 _ELLIPSIS = "…"
+_LEAST_NAME = 8  # cells under which a name is just cut in the middle
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MARKS = {"certified": "", "probabilistic": "p ", "estimate": "~ "}
 
@@ -70,6 +71,37 @@ def cut_middle(text: str, width: int) -> str:
     return f"{kept}{_ELLIPSIS}{tail}"
 
 
+def cut_path(text: str, width: int) -> str:
+    """A layer's name in at most `width` cells: its longest words go first, its numbers and its last word last.
+
+    >>> cut_path("encoder.layer.0.attention.self.query", 22)
+    '….layer.0.….self.query'
+    >>> cut_path("layer1.0.conv2", 9)
+    '….0.conv2'
+    """
+    path, space, rest = text.partition(" ")
+    words, room = path.split("."), width - cell_len(space + rest)
+    if cell_len(text) <= width or len(words) < 3 or room < _LEAST_NAME:
+        return cut_middle(text, width)
+    earlier = [place for place in range(len(words) - 2) if not words[place].isdigit()]
+    order = sorted(earlier, key=lambda place: -len(words[place]))
+    for place in [*order, len(words) - 2]:
+        words[place] = words[place] if words[place].isdigit() else _ELLIPSIS
+        if cell_len(shown := _joined(words)) <= room:
+            return shown + space + rest
+    head = f"{_joined(words[:-1])}."
+    left = room - cell_len(head)
+    return head + cut_middle(words[-1], left) + space + rest if left >= _LEAST_NAME else cut_middle(text, width)
+
+
+def _joined(words: Sequence[str]) -> str:
+    """The words with dots between, one ellipsis for several in a row."""
+    kept = [
+        word for place, word in enumerate(words) if word != _ELLIPSIS or place == 0 or words[place - 1] != _ELLIPSIS
+    ]
+    return ".".join(kept)
+
+
 def bar(part: float, width: int) -> str:
     """A bar of `width` cells, filled to `part` of it, in eighths of a cell."""
     eighths = round(max(0.0, min(1.0, part)) * width * 8)
@@ -80,6 +112,17 @@ def bar(part: float, width: int) -> str:
 def share_text(share: float | None) -> str:
     """A share in per cent with one decimal; a dash where there is none."""
     return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def slope_text(slope: Bound | None) -> str:
+    """The upper end of a normalisation's own constant; nothing where there is none."""
+    return "" if slope is None else marked(slope)
+
+
+def _differs(layer: LayerReport) -> bool:
+    """Whether a normalisation is known to be less steep on its ranges than everywhere."""
+    both = layer.slope, layer.slope_everywhere
+    return both[0] is not None and both[1] is not None and both[0].upper < both[1].upper
 
 
 def _columns(layers: Sequence[LayerReport]) -> list[Column]:
@@ -99,8 +142,12 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
         found.append(column(name, name, partial(_compared, name), True))
     if any(layer.merged is not None for layer in layers):
         found.append(column("merged", "merged", lambda layer: marked(layer.merged) if layer.merged else "", True))
+    if any(layer.slope is not None for layer in layers):
+        found.append(column("slope", "slope", lambda layer: slope_text(layer.slope), True))
+    if any(_differs(layer) for layer in layers):
+        found.append(column("everywhere", "anywhere", lambda layer: slope_text(layer.slope_everywhere), True))
     if any(layer.share is not None for layer in layers):
-        found.append(column("share", "share", lambda layer: share_text(layer.share), True))
+        found.append(column("share", "share", lambda layer: "" if layer.part else share_text(layer.share), True))
         found.append(Column("bar", "", ("",) * len(layers), 16, False, "green"))
     return found
 
@@ -120,8 +167,8 @@ def _slack(layer: LayerReport) -> str:
 
 # What gives way, in this order, and how far: a floor of 0 drops the column; "gap" is the space between columns.
 _GIVES_WAY = (
-    *(("bar", 6), ("input", 0), ("gap", 1), ("bar", 4), ("layer", 22), ("bar", 0), ("layer", 16)),
-    *(("operator", 14), ("operator", 0), ("share", 0), ("slack", 0), ("layer", 8), ("merged", 0)),
+    *(("bar", 6), ("input", 0), ("everywhere", 0), ("gap", 1), ("bar", 4), ("layer", 22), ("bar", 0), ("layer", 16)),
+    *(("operator", 14), ("operator", 0), ("share", 0), ("slack", 0), ("slope", 0), ("layer", 8), ("merged", 0)),
 )
 
 
@@ -155,7 +202,7 @@ def _filled(column: Column, layers: Sequence[LayerReport]) -> Column:
 
 
 def _place(text: str, column: Column) -> str:
-    shown = cut_middle(text, column.width)
+    shown = cut_path(text, column.width) if column.name == "layer" else cut_middle(text, column.width)
     padding = " " * (column.width - cell_len(shown))
     return padding + shown if column.right else shown + padding
 

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from lipcheck.renderers import describe, numbers
-from lipcheck.renderers.table import cut_middle, layer_table, share_text
+from lipcheck.renderers.table import cut_path, layer_table, marked, share_text
 from lipcheck.report import NetworkReport, Report, UnsupportedOperation
 from lipcheck.text import clean, shape
 
@@ -42,6 +42,7 @@ class render:
         yield Text()
         yield from self._table(width)
         yield Text()
+        yield from _embeddings(self.report, width)
         yield from _network(self.report, width)
         yield from _unsupported(self.report, width)
         yield Text()
@@ -112,6 +113,8 @@ def _heading(report: Report, width: int) -> Iterator[Text]:
     if model.weights.startswith("random"):
         weights = clean(model.weights).replace("random", "random weights", 1)
         yield Text(f"{weights}: the figures say nothing about a trained network", style="bold yellow")
+    if report.network.domain:
+        yield from _facts(["domain:", *report.network.domain.split(" ")], width, between=" ")
     for note in model.notes:
         yield Text(f"note: {clean(note)}", style="yellow")
 
@@ -130,10 +133,32 @@ def _facts(
     yield Text(line, style=style)
 
 
+def _embeddings(report: Report, width: int) -> Iterator[Text]:
+    if not report.embeddings:
+        return
+    heading = Text("embedding tables", style="bold")
+    yield heading.append("  each as a matrix; no part of the network's bound", style="not bold dim")
+    tables = report.embeddings
+    sizes = [f"{table.entries}×{table.width}" for table in tables]
+    norms = [f"norm {marked(table.bound)}" for table in tables]
+    across = [max(map(len, cells)) for cells in (sizes, norms)]
+    facts = [
+        f"  {size:<{across[0]}}  {norm:<{across[1]}}  longest vector {marked(table.largest_row)}"
+        for size, norm, table in zip(sizes, norms, tables, strict=True)
+    ]
+    names = [clean(table.layer) or "(model)" for table in tables]
+    longest = min(max(map(cell_len, names)), max(8, width - 2 - max(map(len, facts))))
+    for name, fact in zip(names, facts, strict=True):
+        shown = cut_path(name, longest)
+        line = Text("  ", no_wrap=True, overflow="ignore").append(shown, style="cyan")
+        yield line.append(" " * (longest - cell_len(shown)) + fact)
+    yield Text()
+
+
 def _network(report: Report, width: int) -> Iterator[Text]:
     network = report.network
     yield Text("network", style="bold").append(
-        "  output change per input change, Euclidean norms", style="not bold dim"
+        f"  output change per input change, Euclidean norms, {describe.scope(report)}", style="not bold dim"
     )
     sampled = "no input was sampled"
     if network.samples:
@@ -147,6 +172,9 @@ def _network(report: Report, width: int) -> Iterator[Text]:
     for index, (label, value, note) in enumerate(rows):
         line = Text(f"  {label:<15}  ").append(value, style="" if index else "bold")
         yield line.append(" " * (longest + 2 - len(value)) + note if note else "", style="dim")
+    if network.tightening:
+        gains = (f"{step.name} {step.log10_before - step.log10_after:.2f}" for step in network.tightening)
+        yield from _facts(["tightened, in powers of ten:", " · ".join(gains)], width, "dim", between=" ", indent=2)
     if network.log10_upper == math.inf:
         yield Text(f"  no finite bound: {clean(network.reason) or 'a layer has none'}", style="bold red")
     yield from _holders(report, width)
@@ -160,7 +188,7 @@ def _holders(report: Report, width: int) -> Iterator[Text]:
     if holders:
         yield Text("largest shares of the log-bound", style="bold")
     for share, name in holders[:_HEAVIEST]:
-        yield Text(f"  {share_text(share):>6}  ").append(cut_middle(name, width - 10), style="cyan")
+        yield Text(f"  {share_text(share):>6}  ").append(cut_path(name, width - 10), style="cyan")
 
 
 def _power(log10: float) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lipcheck.sources.pixels import Pixels
+
 Size = tuple[int, ...]
 
 
@@ -18,7 +20,8 @@ class Blueprint:
     it is published with and what the report's heading calls them; WeightsError when they cannot be had.
     `random` builds for `--weights random` where that needs more care than `build`, None where it does not.
     `own_size` reads the input size, without the batch axis, that the built network or its source states.
-    `usual_size` is the size to assume, and to say so, where nothing states one.
+    `usual_size` is the size to assume, and to say so, where nothing states one. `pixels` says how the built network's
+    input is made of an image, where that is known.
     """
 
     source: str  # timm, torchvision, transformers, factory, demo
@@ -27,6 +30,7 @@ class Blueprint:
     random: Callable[[], nn.Module] | None = None
     own_size: Callable[[nn.Module], Size | None] = lambda _: None
     usual_size: Size | None = None
+    pixels: Callable[[nn.Module], Pixels | None] = lambda _: None
     keyword: str = ""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -50,23 +50,58 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Each tensor is backed by at least as many bytes as it has; together they are no larger than the file.
     Errors: WeightsError with the file's name and the reason.
     """
+    size, start = _beginning(path)
+    if _is_safetensors(path, start):
+        return Checkpoint(path, _read_safetensors(path, start), ordered=False)
+    tensors, notes = _unwrapped(path, _read_archive(path, start, size))
+    _refuse_unsound_tensors(path, tensors, size)
+    return Checkpoint(path, tensors, ordered=True, notes=notes)
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The one tensor that the file holds, by itself or under a name; as careful as `read_checkpoint`.
+
+    Errors: WeightsError with the file's name and the reason.
+    """
+    size, start = _beginning(path)
+    if _is_safetensors(path, start):
+        held: Any = _read_safetensors(path, start)
+    else:
+        held = _read_archive(path, start, size)
+    tensors = {"": held} if isinstance(held, Tensor) else held
+    if not isinstance(tensors, Mapping) or not all(isinstance(one, Tensor) for one in tensors.values()):
+        raise WeightsError(f"{_shown(path)}: holds no tensor; save one with torch.save(tensor, file)")
+    if len(tensors) != 1:
+        raise WeightsError(f"{_shown(path)}: holds {len(tensors)} tensors, one is expected; save a single one")
+    (tensor,) = tensors.values()
+    _refuse_unsound_tensors(path, {"of it": tensor}, size)
+    return tensor
+
+
+def _beginning(path: Path) -> tuple[int, bytes]:
+    """The file's size and its first bytes."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(32)
+        size = path.stat().st_size
     except OSError as error:
         raise WeightsError(f"{_shown(path)}: {error.strerror}; give a safetensors or .pth file") from error
     if start.startswith(LFS_POINTER):
         raise WeightsError(f"{_shown(path)}: only a git-lfs pointer to a checkpoint; fetch the file with git lfs pull")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return Checkpoint(path, _read_safetensors(path, start), ordered=False)
+    return size, start
+
+
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    return path.suffix == ".safetensors" or start[8:9] == b"{"
+
+
+def _read_archive(path: Path, start: bytes, size: int) -> Any:
+    """What a file of torch.save holds, once its archive is known to be sound."""
     if start.startswith(ZIP):
         _refuse_unsound_archive(path, size)
     elif not start.startswith(PICKLE):
         raise WeightsError(f"{_shown(path)}: no checkpoint, neither safetensors nor a file of torch.save")
-    tensors, notes = _unwrapped(path, _read_torch(path, in_place=start.startswith(ZIP)))
-    _refuse_unsound_tensors(path, tensors, size)
-    return Checkpoint(path, tensors, ordered=True, notes=notes)
+    return _read_torch(path, in_place=start.startswith(ZIP))
 
 
 def check_safetensors(path: Path) -> None:

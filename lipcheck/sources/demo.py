@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from lipcheck.sources.blueprint import Blueprint
 from lipcheck.sources.checkpoint import read_checkpoint
+from lipcheck.sources.pixels import Pixels
 from lipcheck.sources.weights import fill
 
 INPUT_SIZE = (1, 28, 28)
 CLASSES = 10
+PIXELS = Pixels((0.0,), (1.0,), zoom=None)  # in [0, 1], as they are
 WEIGHTS = Path(__file__).parent.parent / "data" / "demo.safetensors"
 
 
@@ -81,7 +83,7 @@ class DemoNetwork(nn.Module):
 
 def demo() -> Blueprint:
     """The demo network; its published weights are the package's own file."""
-    return Blueprint("demo", DemoNetwork, _pretrained, own_size=lambda _: INPUT_SIZE)
+    return Blueprint("demo", DemoNetwork, _pretrained, own_size=lambda _: INPUT_SIZE, pixels=lambda _: PIXELS)
 
 
 def _pretrained() -> tuple[nn.Module, str]:

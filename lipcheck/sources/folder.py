@@ -15,6 +15,7 @@ from lipcheck.sources.budget import refuse_oversized
 from lipcheck.sources.checkpoint import read_checkpoint
 from lipcheck.sources.config import read_json
 from lipcheck.sources.names import unknown
+from lipcheck.sources.pixels import timm_pixels
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.timm_models import import_timm, input_size
 from lipcheck.sources.transformers_models import transformers_model
@@ -70,4 +71,6 @@ def _timm_folder(folder: Path, config: Mapping[str, Any], *, written: str, prepa
         return model, f"pretrained ({plain(path.name)} of {plain(written)})"
 
     refuse_oversized(written, build)
-    return Blueprint("timm", build, pretrained, own_size=input_size, versions={"timm": timm.__version__})
+    return Blueprint(
+        "timm", build, pretrained, own_size=input_size, pixels=timm_pixels, versions={"timm": timm.__version__}
+    )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lipcheck.sources.pixels import Pixels
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -14,6 +16,7 @@ class LoadedModel:
 
     `example` is the positional input of the captured forward, one float tensor with a batch axis of 1.
     `keyword` names the forward's keyword argument that takes `example`, "" for the first positional one.
+    `pixels` says how the model's config makes the input of an image; None where no config says so.
     """
 
     module: nn.Module
@@ -24,3 +27,4 @@ class LoadedModel:
     keyword: str = ""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] | None = None  # library -> version, for the libraries that built the model
+    pixels: Pixels | None = None

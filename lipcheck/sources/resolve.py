@@ -68,6 +68,7 @@ def load(
         keyword=blueprint.keyword,
         notes=(*blueprint.notes, *weighted.notes, *notes),
         versions=dict(blueprint.versions),
+        pixels=blueprint.pixels(module),
     )
 
 

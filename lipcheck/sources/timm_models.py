@@ -9,6 +9,7 @@ from torch import nn
 from lipcheck.errors import MissingExtraError, UnknownModelError, WeightsError
 from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.names import every_name, unknown
+from lipcheck.sources.pixels import timm_pixels
 from lipcheck.sources.surroundings import hub_within_reach, quiet
 from lipcheck.sources.weights import WAYS_OUT
 from lipcheck.sources.wording import plain, reason
@@ -39,6 +40,7 @@ def timm_model(name: str, *, written: str) -> Blueprint:
         build,
         lambda: _pretrained(name, written=written),
         own_size=input_size,
+        pixels=timm_pixels,
         versions={"timm": timm.__version__},
     )
 

@@ -13,6 +13,7 @@ from torch import nn
 from lipcheck.errors import MissingExtraError, WeightsError
 from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.names import unknown
+from lipcheck.sources.pixels import Pixels, stated_pixels
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.weights import WAYS_OUT
 from lipcheck.sources.wording import reason
@@ -46,6 +47,7 @@ def torchvision_model(name: str) -> Blueprint:
         build,
         lambda: _pretrained(name, torchvision),
         own_size=lambda _: size,
+        pixels=lambda _: _pixels(name, torchvision),
         versions={"torchvision": torchvision.__version__},
     )
 
@@ -60,6 +62,22 @@ def _input_size(name: str, torchvision: Any) -> Size | None:
     if isinstance(crop, (list, tuple)) and crop:
         return (3, int(crop[0]), int(crop[-1]))
     return (3, int(crop), int(crop)) if isinstance(crop, int) else (3, side, side)
+
+
+def _pixels(name: str, torchvision: Any) -> Pixels | None:
+    """What the preset of the default weights does; nothing for detectors, whose networks do it themselves."""
+    weights = _default_weights(name, torchvision)
+    preset = weights.transforms() if weights else None
+    crop, side = (getattr(preset, attribute, None) for attribute in ("crop_size", "resize_size"))
+    zoom = side[0] / crop[0] if crop and side and len(side) == 1 else None
+    of_videos = torchvision.models.get_model_builder(name).__module__.startswith("torchvision.models.video")
+    return stated_pixels(
+        getattr(preset, "mean", None),
+        getattr(preset, "std", None),
+        axis=-4 if of_videos else -3,
+        zoom=zoom,
+        interpolation=getattr(getattr(preset, "interpolation", None), "value", None),
+    )
 
 
 def _default_weights(name: str, torchvision: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.budget import refuse_oversized
 from lipcheck.sources.checkpoint import check_safetensors
 from lipcheck.sources.config import read_json
+from lipcheck.sources.pixels import transformers_pixels
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.weights import WAYS_OUT
 from lipcheck.sources.wording import plain, reason, some
@@ -21,7 +23,9 @@ from lipcheck.sources.wording import plain, reason, some
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 USUAL_SIDE = 224
+USUAL_TOKENS = 16
 DISCRETE_INPUTS = ("input_ids", "decoder_input_ids")
+EMBEDDED = "inputs_embeds"  # what stands in their place: the vectors that the embedding table gives for tokens
 MISFITS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "of another shape": "mismatched_keys"}
 # These may name a kernel on the hub, which transformers would fetch and run.
 CODE_KEYS = ("attn_implementation", "experts_implementation", "auto_map", "custom_pipelines")
@@ -37,17 +41,23 @@ def transformers_model(
 ) -> Blueprint:
     """The network of the folder; `images` is its preprocessor_config.json, empty without one.
 
-    `prepare` makes the weights lie in the folder. Errors: SourceError when transformers has no such class, when
-    the network is over the memory budget, or when its input is not of real numbers.
+    `prepare` makes the weights lie in the folder. A network of tokens is taken from behind its embedding table.
+    Errors: SourceError when transformers has no such class, when the network is over the memory budget, or when it
+    takes no input of real numbers.
     """
     transformers = _import_transformers()
     network = _class_of(config, transformers, written=written)
     settings = _settings(network, config, written=written)
-    if network.main_input_name in DISCRETE_INPUTS:
+    of_tokens = network.main_input_name in DISCRETE_INPUTS
+    if of_tokens and (
+        getattr(settings, "is_encoder_decoder", False) or EMBEDDED not in inspect.signature(network.forward).parameters
+    ):
         raise SourceError(
-            f"{written}: {network.__name__} takes {network.main_input_name}, integers; "
-            "only a network of real-valued inputs has a Lipschitz constant"
+            f"{written}: {network.__name__} takes {network.main_input_name}, integers, and cannot be run on embedded "
+            "tokens alone; use a Python factory package.module:function that returns the part to audit"
         )
+    if hasattr(settings, "use_cache"):
+        settings.use_cache = False  # what a decoder keeps for its next token is no output
 
     def build() -> nn.Module:
         with quiet():
@@ -61,11 +71,25 @@ def transformers_model(
         "transformers",
         build,
         lambda: _pretrained(network, settings, folder, written=written, prepare=prepare),
-        own_size=lambda _: size,
+        own_size=_embedded_size if of_tokens else lambda _: size,
         usual_size=(_channels(settings), USUAL_SIDE, USUAL_SIDE) if of_images else None,
-        keyword=network.main_input_name,
+        pixels=lambda _: transformers_pixels(images) if of_images else None,
+        keyword=EMBEDDED if of_tokens else network.main_input_name,
+        notes=(_TOKENS_NOTE,) if of_tokens else (),
         versions={"transformers": transformers.__version__},
     )
+
+
+_TOKENS_NOTE = (
+    f"the input is {EMBEDDED}: the embedding table's vectors for {USUAL_TOKENS} tokens, unless --input says otherwise"
+)
+
+
+def _embedded_size(network: Any) -> Size | None:
+    """A few tokens' vectors, as wide as the embedding table's rows."""
+    table = network.get_input_embeddings()
+    weight = getattr(table, "weight", None)
+    return None if weight is None or weight.dim() != 2 else (USUAL_TOKENS, weight.shape[1])
 
 
 def _import_transformers() -> Any:

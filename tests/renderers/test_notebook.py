@@ -45,5 +45,5 @@ def test_names_cannot_leave_their_cells():
 
 def test_the_page_has_every_layer_and_the_network():
     page = notebook.to_html(example_report.resnet())
-    assert page.count("<tr>") == 2 + 1 + 1 + len(example_report.resnet().layers)
+    assert page.count("<tr>") == 3 + 1 + 1 + len(example_report.resnet().layers)
     assert "10<sup>18.77</sup>" in page

@@ -17,7 +17,7 @@ from lipcheck.errors import UsageError
 from lipcheck.renderers import describe, numbers, table, terminal
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-EXAMPLES = ["small", "unbounded", "constant", "resnet"]
+EXAMPLES = ["small", "unbounded", "constant", "resnet", "transformer"]
 
 
 @pytest.mark.parametrize("width", [80, 160, 200])
@@ -139,12 +139,28 @@ def test_marks_are_explained_only_where_they_occur():
     assert "not certified" not in terminal.to_text(example_report.resnet())
 
 
-@given(st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Mn", "Me")), max_size=30), st.integers(0, 20))
-def test_a_cut_name_fits_and_keeps_both_ends(text, width):
-    cut = table.cut_middle(text, width)
-    assert cell_len(cut) <= width
+@pytest.mark.parametrize("cut", [table.cut_middle, table.cut_path])
+@given(
+    st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Mn", "Me")), max_size=30)
+    | st.lists(st.sampled_from(["0", "12", "layer", "attention", "q head 1", "…", ""]), max_size=7).map(".".join),
+    st.integers(0, 30),
+)
+def test_a_cut_name_fits_and_keeps_both_ends(cut, text, width):
+    shown = cut(text, width)
+    assert cell_len(shown) <= width
     if cell_len(text) <= width:
-        assert cut == text
+        assert shown == text
+
+
+def test_a_cut_path_keeps_what_tells_layers_apart():
+    names = [
+        f"encoder.layer.{number}.{rest}"
+        for number in (0, 11)
+        for rest in ("attention.self.query", "attention.self.key", "attention.output.dense", "intermediate.dense")
+    ]
+    for width in (20, 22, 26):
+        assert len({table.cut_path(name, width) for name in names}) == len(names)
+    assert table.cut_path("stages.0.blocks.0.token_mixer.depthwise ×2", 26) == "….0.….0.….depthwise ×2"
 
 
 @pytest.mark.parametrize(

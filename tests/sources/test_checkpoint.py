@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lipcheck.errors import WeightsError
 from lipcheck.sources import checkpoint
-from lipcheck.sources.checkpoint import read_checkpoint
+from lipcheck.sources.checkpoint import read_checkpoint, read_tensor
 
 STATE = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.tensor([1.0, 2.0]))
 
@@ -41,6 +41,19 @@ class Payload:
 
     def __reduce__(self):
         return open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_single_tensor_comes_back(tmp_path, legacy):
+    tensor = STATE["weight"]
+    torch.save(tensor, tmp_path / "bare.pt", _use_new_zipfile_serialization=not legacy)
+    torch.save({"x": tensor}, tmp_path / "named.pt", _use_new_zipfile_serialization=not legacy)
+    save_file({"x": tensor}, tmp_path / "x.safetensors")
+    for path in tmp_path.iterdir():
+        assert torch.equal(read_tensor(path), tensor)
+    torch.save(dict(STATE), tmp_path / "two.pt")
+    with pytest.raises(WeightsError, match=r"two\.pt: holds 2 tensors, one is expected"):
+        read_tensor(tmp_path / "two.pt")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -80,6 +80,51 @@ def test_a_stated_size_is_used(hf):
     assert load(str(hf), input_size=(3, 33, 33)).notes == ()
 
 
+def test_the_folder_says_how_pixels_are_normalised(hf):
+    assert load(str(hf)).pixels is None
+    stated = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": {"height": 32, "width": 32}}
+    (hf / "preprocessor_config.json").write_text(json.dumps(stated))
+    pixels = load(str(hf)).pixels
+    assert (pixels.mean, pixels.std, pixels.zoom) == ((0.5,) * 3, (0.25,) * 3, None)
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory):
+    """A language model's folder, and the network in it."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("bert")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 20}
+    with quiet():
+        model = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=31))
+        model.save_pretrained(folder)
+    return folder, model.eval()
+
+
+def test_a_language_model_is_taken_from_behind_its_embeddings(berts):
+    folder, model = berts
+    loaded = load(str(folder))
+    assert (loaded.keyword, loaded.example.shape) == ("inputs_embeds", (1, 16, 12))
+    assert any("16 tokens" in note for note in loaded.notes)
+    assert loaded.pixels is None
+    x = torch.randn(1, 5, 12)
+    found = loaded.module(inputs_embeds=x).last_hidden_state
+    assert torch.equal(found, model(inputs_embeds=x).last_hidden_state)
+    assert load(str(folder), input_size=(5, 12)).example.shape == (1, 5, 12)
+
+
+def test_a_language_models_table_and_projections_are_in_its_report(berts):
+    import lipcheck
+
+    report = lipcheck.check(str(berts[0]), input_size=(4, 12), samples=1, heads=True)
+    tables = {table.layer: table for table in report.embeddings}
+    assert (tables["embeddings.word_embeddings"].entries, tables["embeddings.word_embeddings"].width) == (31, 12)
+    query = "encoder.layer.0.attention.self.query"
+    assert [row.part for row in report.layers if row.layer == query] == ["", *(f"q head {n}" for n in range(3))]
+    norms = [row for row in report.layers if row.kind == "layer_norm"]
+    assert [row.layer.rpartition(".")[2] for row in norms] == ["LayerNorm"] * 3
+    assert all(row.slope_everywhere.upper > 1e5 for row in norms)  # eps is 1e-12
+
+
 def test_random_weights_come_from_the_config_only(hf):
     (hf / "model.safetensors").unlink()
     first, again = (load(str(hf), weights="random", seed=s).module.state_dict() for s in (3, 3))
@@ -146,7 +191,10 @@ def test_no_code_from_a_folder_is_run(hf):
         ({"architectures": ["os.system"]}, "no model class"),
         ({"architectures": ["AutoConfig"]}, "no model class"),
         ({"architectures": ["ViTForImageClassification"]}, "is for model_type vit, config.json says resnet"),
-        ({"architectures": ["BertModel"], "model_type": "bert"}, "takes input_ids, integers"),
+        (
+            {"architectures": ["T5Model"], "model_type": "t5"},
+            "takes input_ids, integers, and cannot be run on embedded",
+        ),
         ({"hidden_sizes": "many"}, "config.json is not valid|no network can be built"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantised"),
     ],
