@@ -155,7 +155,9 @@ def evaluate(node: Node, given: Mapping[str, Tensor], weigh: Callable[[str, Tens
 
     def real(argument: Any, name: str) -> Any:
         if isinstance(argument, Value):
-            return given[argument.name]
+            value = given[argument.name]
+            # A view needs the layout that the network has; expanded ranges have none.
+            return value.contiguous() if "view" in node.op_name else value
         if isinstance(argument, Tensor):
             tensor = argument.double() if argument.is_floating_point() else argument
             return tensor if weigh is None else weigh(name, tensor)

@@ -22,7 +22,7 @@ from torch.nn import functional
 import lipcheck
 from lipcheck import cli, coverage
 from lipcheck.coverage import VERDICTS, Record, Survey, survey
-from lipcheck.errors import CaptureError, OutputError, UnknownModelError, UsageError
+from lipcheck.errors import CaptureError, MissingExtraError, OutputError, UnknownModelError, UsageError
 from lipcheck.graph import Value
 from lipcheck.plugins import gather
 from lipcheck.renderers import coverage as pages
@@ -217,6 +217,21 @@ def test_a_mistyped_pattern_is_one_line_with_near_names(pattern: str, said: str 
         zoo.matching([pattern])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_is_not_installed_is_left_out_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(library: str) -> Any:
+        if library == "torchvision":
+            raise MissingExtraError("torchvision is not installed; run: pip install 'lipcheck[torchvision]'")
+        return known(library)
+
+    known = zoo._imported
+    monkeypatch.setattr(zoo, "_imported", missing)
+    for patterns in ([], ["*:*"]):
+        assert {name.partition(":")[0] for name in zoo.matching(patterns)} == {"timm", "transformers"}
+    with pytest.raises(MissingExtraError):
+        zoo.matching(["resnet18", "torchvision:*"])
+    assert set(zoo.versions()) == {"torch", "timm", "transformers"}
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18", "transformers:resnet", "transformers:bert"])

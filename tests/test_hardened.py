@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 
 import pytest
@@ -90,7 +91,8 @@ def test_what_only_could_draw_random_numbers_is_captured(module: nn.Module) -> N
             return found[0]
 
     width = 3 if isinstance(module, nn.GRU) else 4
-    assert log10_upper(Alone(), torch.randn(1, 5, width)) == float("inf")
+    # Recurrent gates saturate, so a GRU has a constant for all inputs; attention of what nothing normalises has none.
+    assert math.isinf(log10_upper(Alone(), torch.randn(1, 5, width))) == isinstance(module, nn.MultiheadAttention)
 
 
 def test_the_function_check_survives_the_import_of_its_module() -> None:

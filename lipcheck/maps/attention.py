@@ -26,22 +26,26 @@ def as_it_stands(tensor: Tensor) -> Tensor:
 class Origin:
     """Where an operand's rows come from: each is an affine image of one row of an activation, one matrix for each head.
 
-    Shapes: `carry` takes the activation to the arranged operand, `matrices` is (heads, features, inputs).
+    Shapes: `carry` takes the activation to the arranged operand, `matrix` is (outputs, inputs), `heads` holds the
+        outputs of each head. The heads' matrices are multiplied by a number of magnitude at most `factor`.
     """
 
     place: int  # of the activation among the attention's inputs
     carry: Callable[[Tensor], Tensor]
-    matrices: Tensor
+    matrix: Tensor
+    heads: Tensor
+    factor: float
 
     def rows(self, x: Range) -> tuple[Tensor, float] | None:
         """The arranged image of the centre, and ln of how far a row may be from its own; None where nothing is known.
 
         The largest eigenvalue of a Gram matrix, by a backward stable algorithm, is the square of a matrix' norm.
         """
-        if x.center is None or x.rows == math.inf or not self.matrices.numel():
+        if x.center is None or min(x.rows, x.radius) == math.inf or not self.matrix.numel():
             return None
-        gram = self.matrices @ self.matrices.mT
-        norm = rounding.log_up(math.sqrt(float(torch.linalg.eigvalsh(gram).amax().clamp_min(0))) * (1 + _SLOP))
+        matrices = self.matrix.double()[self.heads]
+        largest = float(torch.linalg.eigvalsh(matrices @ matrices.mT).amax().clamp_min(0))
+        norm = rounding.log_multiply_up(rounding.log_up(math.sqrt(largest) * (1 + _SLOP)), rounding.log_up(self.factor))
         center = self.carry(x.center)
         # The image of the centre is off by a part of the terms that it is a sum of.
         slop = rounding.log_sum_up(rounding.log_multiply_up(norm, log_row_norm(x.center)), log_row_norm(center))
@@ -246,7 +250,10 @@ class Attention(Nonlinear):
         return self.compute(points) if self.compute is not None else None
 
     def unbounded_because(self, ranges: Sequence[Range]) -> str:
-        if math.inf not in self.slopes(ranges):
+        query, key, values, _ = self._ranges(ranges)
+        if all(min(one.radius, one.rows) < math.inf for one in (query, key, values)) or math.inf not in self.slopes(
+            ranges
+        ):
             return ""
         return "attention: its queries, keys or values have no bounded range; give --domain"
 

@@ -112,6 +112,60 @@ def log_fibre_norm(one: Range, axes: tuple[int, ...], rank: int) -> float:
     return min(boxed, one.log_norm(), rounding.log_multiply_up(one.log_row_norm(), _log_root(rows)))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightedMean(Nonlinear):
+    """y_i = sum_j a_ij v_j / (sum_j a_ij + eps), a_ij = q_i . k_j, q and k without negative entries: linear attention.
+
+    With s_i the divisor, dy_i = sum_j (da_ij (v_j - y_i) + a_ij dv_j) / s_i. The weights a_ij / s_i of a row sum to at
+    most one, of a column to at most the number of rows, so their matrix has at most the root of that as its norm. y_i
+    lies in the hull of the v_j and zero, so |v_j - y_i| <= 2 max |v_j| = D, and the matrix of these n differences has
+    norm at most sqrt(n) D: ||dy|| <= sqrt(n) D / min s (||K|| ||dq|| + ||Q|| ||dk||) for the other two.
+    Shapes: q (..., m, d), k (..., n, d), v (..., n, e).
+    """
+
+    eps: float
+
+    def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
+        q, k, v = ranges
+        if not _weighs(q, k):
+            return (math.inf,) * 3
+        least = float((q.low * k.low.sum(-2, keepdim=True)).sum(-1).min()) * (1 - _SLOP) + self.eps
+        apart = rounding.log_multiply_up(_log_root(k.shape[-2]), v.log_row_norm(), log_of(2 / least))
+        return (
+            rounding.log_multiply_up(_log_spectral(k), apart),
+            rounding.log_multiply_up(_log_spectral(q), apart),
+            _log_root(q.shape[-2]),
+        )
+
+    def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
+        q, k, v = ranges
+        if not _weighs(q, k) or v.is_unknown:
+            return Range.unknown(shape)
+        low, high = v.low.amin(-2, keepdim=True).clamp_max(0), v.high.amax(-2, keepdim=True).clamp_min(0)
+        rows = v.log_row_norm()
+        radius = rounding.log_multiply_up(rows, _log_root(math.prod(shape[:-1])))
+        center = torch.zeros((), dtype=torch.float64).expand(shape)
+        return Range.box(low.expand(shape), high.expand(shape)).with_ball(center, radius, rows)
+
+    def value(self, points: Sequence[Tensor]) -> Tensor | None:
+        q, k, v = points
+        weights = q @ k.mT
+        return weights @ v / (weights.sum(-1, keepdim=True) + self.eps)
+
+    def unbounded_because(self, ranges: Sequence[Range]) -> str:
+        return "" if all(map(has_end, ranges)) else f"the product of two activations {BOUNDED_RANGE}"
+
+
+def _weighs(q: Range, k: Range) -> bool:
+    return not (q.is_unknown or k.is_unknown) and q.smallest >= 0 and k.smallest >= 0
+
+
+def _log_spectral(one: Range) -> float:
+    """ln of at least the spectral norm of every matrix in the last two axes."""
+    boxed = float(log_spectral_norms(one.magnitude().reshape(-1, *one.shape[-2:])).max())
+    return min(boxed, one.log_norm(), rounding.log_multiply_up(one.log_row_norm(), _log_root(one.shape[-2])))
+
+
 def _ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Ends that may have overflowed: no number is above the largest one for having an infinite lower end."""
     return low.clamp_max(_MOST), high.clamp_min(-_MOST)

@@ -28,9 +28,15 @@ aten = torch.ops.aten
 _SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 _FOLLOWED = MOVES | COPIES | FACTORS | SUMS | FILLS | CURVES | MIXES | {aten.cat.default}
 _WIDENED = 1 + rounding.EVALUATION
-_LAYERS = frozenset({aten.linear.default, aten.addmm.default, aten.mm.default})
+# Linear layers, and which of their arguments holds the rows.
+_LAYERS: dict[Any, str] = {
+    aten.linear.default: "input",
+    aten.addmm.default: "mat1",
+    aten.mm.default: "self",
+    aten.matmul.default: "self",
+}
 _LONGEST = 16
-_MOST_LOGITS = 2**24
+_MOST_LOGITS = 2**23
 # One call behind another: the node, and the activation among its operands that carries the logits or the weights.
 _Chain = list[tuple[Node, str]]
 
@@ -42,8 +48,9 @@ def recognise(graph: Graph, steps: dict[str, Step]) -> None:
     for node in graph.nodes:
         own = steps[node.name].operator
         if isinstance(own, Attention):
-            inputs, attention = reader.traced(node, own)
+            inputs, attention = reader.with_origins(node, [value.name for value in node.inputs], own)
             steps[node.name] = replace(steps[node.name], operator=attention, inputs=inputs)
+            continue
         last = contraction(node)
         if last is None or node.op is aten.baddbmm.default:
             continue
@@ -215,73 +222,55 @@ class _Reader:
             empty=not least,
             rows=set(last.result[-1:]) == set(last.own(1 - side)[-1:]),
         )
-        return self._with_origins(node, names, found)
+        return self.with_origins(node, names, found)
 
-    def traced(self, node: Node, own: Attention) -> tuple[tuple[str, ...], Attention]:
-        """The attention that one call applies, its operands followed back as far as they are affine."""
-        return self._with_origins(node, [value.name for value in node.inputs], own)
-
-    def _with_origins(self, node: Node, names: list[str], own: Attention) -> tuple[tuple[str, ...], Attention]:
-        """The attention with the origins of its operands, and what it reads."""
-        read, given, operands = list(names), iter(names), list[Operand]()
+    def with_origins(self, node: Node, names: list[str], own: Attention) -> tuple[tuple[str, ...], Attention]:
+        """The attention that reads these with the origins of its operands, which it reads as well."""
+        origins, given, operands = list[str](), iter(names), list[Operand]()
         for operand in (own.query, own.key, own.values):
             found = None if operand.fixed is not None else self._origin(next(given), operand.arrange)
-            if found is None:
-                operands.append(operand)
-                continue
-            source, carry, matrices = found
-            if source not in read[len(names) :]:
-                read.append(source)
-            place = read.index(source, len(names))
-            operands.append(replace(operand, origin=Origin(place, carry, matrices)))
+            if found is not None:
+                source, origin = found
+                if source not in origins:
+                    origins.append(source)
+                operand = replace(operand, origin=replace(origin, place=len(names) + origins.index(source)))
+            operands.append(operand)
         query, key, values = operands
         compute = self._computed(node, names)
-        return tuple(read), replace(own, query=query, key=key, values=values, compute=compute)
+        return (*names, *origins), replace(own, query=query, key=key, values=values, compute=compute)
 
-    def _origin(
-        self, name: str, arrange: Callable[[Tensor], Tensor]
-    ) -> tuple[str, Callable[[Tensor], Tensor], Tensor] | None:
-        """The activation that a linear layer makes an operand's rows of, the way from it, and the matrix of each head.
+    def _origin(self, name: str, arrange: Callable[[Tensor], Tensor]) -> tuple[str, Origin] | None:
+        """The activation that a linear layer makes an operand's rows of, head by head.
 
         None where there is no such layer, or where its input is linear itself: other steps merge the two.
         """
         way, factor = list[tuple[Node, str]](), 1.0
         while (node := self.nodes.get(name)) is not None and len(node.inputs) == 1 and len(way) < _LONGEST:
-            number = scalar(node.arguments["other"]) if node.op in FACTORS else None
+            number = _number(node)
             if node.op not in MOVES and not converts(node) and number is None:
                 break
-            if number is not None:
-                factor *= number if "mul" in node.op_name else 1 / number if number else math.nan
+            factor *= 1.0 if number is None else number
             name = node.inputs[0].name
             way.append((node, name))
-        layer = self.steps[name].operator if name in self.nodes else None
-        if node is None or not isinstance(layer, Dense) or node.op not in _LAYERS or not math.isfinite(factor):
+        if node is None or not _is_layer(node) or math.prod(node.shape) > _MOST_LOGITS:
             return None
-        if (
-            len(node.inputs) != 1
-            or isinstance(node.arguments.get("mat2"), Value)
-            or isinstance(node.arguments.get("weight"), Value)
-        ):
-            return None
-        source, outputs = node.inputs[0].name, node.shape[-1]
-        if isinstance(self._made_by(source), Linear | Sum) or math.prod(node.shape) > _MOST_LOGITS:
+        layer, source, outputs = self.steps[name].operator, node.inputs[0].name, node.shape[-1]
+        if not isinstance(layer, Dense) or isinstance(self._made_by(source), Linear | Sum) or not outputs:
             return None
         numbers: Any = torch.arange(math.prod(node.shape)).reshape(node.shape)
         for step, carrier in reversed(way):
-            numbers = numbers if step.op in FACTORS else evaluated(step, {carrier: numbers})
-        numbers = arrange(numbers)
-        rows, channels = numbers // outputs, numbers % outputs
+            numbers = numbers if _number(step) is not None else evaluated(step, {carrier: numbers})
+        rows, channels = arrange(numbers) // outputs, arrange(numbers) % outputs
         if bool((rows != rows[..., :1]).any()) or bool((channels != channels[..., :1, :]).any()):
             return None
         heads = torch.unique(channels[..., 0, :].reshape(-1, channels.shape[-1]), dim=0)
-        matrices = layer.matrix.detach().double()[heads] * (factor * WRITTEN)
 
         def carry(tensor: Tensor) -> Tensor:
-            for step, carrier in [*reversed(way), (node, source)][::-1]:
+            for step, carrier in ((node, source), *reversed(way)):
                 tensor = evaluated(step, {carrier: tensor})
             return arrange(tensor)
 
-        return source, carry, matrices
+        return source, Origin(0, carry, layer.matrix.detach(), heads, abs(factor) * WRITTEN)
 
     def _made_by(self, name: str) -> Operator | None:
         """What makes the activation, seen through moves."""
@@ -337,13 +326,29 @@ class _Reader:
         ordered = sorted(between.values(), key=lambda node: self.order[node.name])
 
         def compute(points: Sequence[Tensor]) -> Tensor:
-            known: dict[str, Any] = dict(zip(names, points, strict=True))
+            known: dict[str, Any] = dict(zip(names, points, strict=False))  # origins follow the others
             for node in ordered:
                 known[node.name] = evaluated(node, known)
             result: Tensor = known[last.name]
             return result
 
         return compute
+
+
+def _number(node: Node) -> float | None:
+    """The number that a node multiplies its only activation by, None where it does something else."""
+    if node.op not in FACTORS or not isinstance(node.arguments["self"], Value):
+        return None
+    number = scalar(node.arguments["other"])
+    if number is None or "mul" in node.op_name:
+        return number
+    return 1 / number if number else None
+
+
+def _is_layer(node: Node) -> bool:
+    """Whether the node multiplies the rows of its only activation by a constant matrix."""
+    first = node.arguments.get(_LAYERS.get(node.op, ""))
+    return len(node.inputs) == 1 and isinstance(first, Value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ import torch
 from lipcheck.capture import secondary_output
 from lipcheck.graph import Graph, Node, Value
 from lipcheck.maps.normalisations import Average, Groups, Response, Standardisation
+from lipcheck.maps.products import WeightedMean
 from lipcheck.operators import Operator
 from lipcheck.rules.normalisation import correction
 from lipcheck.rules.pointwise import scalar
@@ -58,6 +59,9 @@ def recognise(graph: Graph, steps: dict[str, Step]) -> None:
         if found is not None:
             source, operator = found
             steps[node.name] = replace(steps[node.name], operator=operator, inputs=(source,))
+        elif (weighed := reader.weighted_mean(node)) is not None:
+            sources, mean = weighed
+            steps[node.name] = replace(steps[node.name], operator=mean, inputs=sources)
 
 
 class _Reader:
@@ -289,6 +293,32 @@ class _Reader:
             return scale.source, Response(node.shape, inner, outer, spread[2])
         return None
 
+    def weighted_mean(self, node: Node) -> tuple[tuple[str, ...], Operator] | None:
+        """q (k' v) / (q (k' 1) + eps), the ones a last column beside v: the product is cut into both parts."""
+        if node.op not in _DIVIDES:
+            return None
+        above, added = self.call(node.arguments["self"]), self.call(node.arguments["other"])
+        if above is None or added is None or added.op not in _ADDS or added.arguments["alpha"] != 1:
+            return None
+        below, eps = self.call(added.arguments["self"]), scalar(added.arguments["other"])
+        if below is None or eps is None or eps <= 0 or not _cuts(above, 0, -1) or not _cuts(below, -1, None):
+            return None
+        whole = self.call(above.arguments["self"])
+        if whole is None or whole.op is not aten.matmul.default or self.call(below.arguments["self"]) is not whole:
+            return None
+        inner = self.call(whole.arguments["other"])
+        if inner is None or inner.op is not aten.matmul.default:
+            return None
+        turned, beside = self.call(inner.arguments["self"]), self.call(inner.arguments["other"])
+        if turned is None or beside is None or not _turns(turned) or not _adds_ones(beside):
+            return None
+        parts = (whole.arguments["self"], turned.arguments["self"], beside.arguments["self"])
+        sources = tuple(self.behind(part) for part in parts)
+        shapes = [self.shapes.get(source, ()) for source in sources]
+        if len({shape[:-2] for shape in shapes}) > 1 or min(map(len, shapes)) < 2:
+            return None
+        return sources, WeightedMean(eps)
+
     def mean_and_eps(self, argument: Any) -> tuple[str, tuple[int, ...], float] | None:
         """mean(n) + eps: n, the axes and eps."""
         node = self.call(argument)
@@ -298,6 +328,33 @@ class _Reader:
         if mean is None or mean.op not in _MEANS or eps is None or (axes := self.kept_axes(mean)) is None:
             return None
         return self.behind(mean.arguments["self"]), axes, eps
+
+
+def _cuts(node: Node, start: int, end: int | None) -> bool:
+    """Whether a call takes this part of the last axis."""
+    given = node.arguments
+    if node.op is not aten.slice.Tensor or not isinstance(given["self"], Value) or given["step"] != 1:
+        return False
+    rank, n = len(given["self"].shape), given["self"].shape[-1]
+    first, last = given["start"] or 0, n if given["end"] is None else min(given["end"], n)
+    return given["dim"] % rank == rank - 1 and (first % n, last % n) == (start % n, 0 if end is None else end % n)
+
+
+def _turns(node: Node) -> bool:
+    """Whether a call exchanges the last two axes."""
+    if node.op in (aten.mT.default, aten.adjoint.default):
+        return True
+    given, rank = node.arguments, len(node.shape)
+    return node.op is aten.transpose.int and {given["dim0"] % rank, given["dim1"] % rank} == {rank - 2, rank - 1}
+
+
+def _adds_ones(node: Node) -> bool:
+    """Whether a call adds a last column of ones."""
+    given = node.arguments
+    padding = node.op in (aten.pad.default, aten.constant_pad_nd.default)
+    return (
+        padding and list(given["pad"]) == [0, 1] and given["value"] == 1 and given.get("mode", "constant") == "constant"
+    )
 
 
 def _with(scale: _Scale | None, kind: Literal["root", "largest", "sum"], eps: float) -> _Scale | None:

@@ -43,10 +43,10 @@ def matching(patterns: Sequence[str]) -> list[str]:
     left out, unless a pattern names it.
     Errors: UnknownModelError for a pattern that nothing matches, MissingExtraError.
     """
-    wanted = [_split(pattern) for pattern in patterns] or [(library, "*") for library in LIBRARIES]
+    wanted = [_split(pattern) for pattern in patterns] or [("*", "*")]
     names: dict[str, list[str]] = {}
     for library in LIBRARIES:
-        named = any(library == one for one, _ in wanted) and bool(patterns)
+        named = any(library == one for one, _ in wanted)
         if named or any(fnmatchcase(library, one) for one, _ in wanted):
             names[library] = _listed(library, needed=named)
     chosen: dict[str, None] = {}

@@ -759,3 +759,15 @@ EXAMPLES |= {
     op: forms if isinstance(forms, tuple) else (forms,)
     for op, forms in (*_JUMPING, *_MOVING, *_SELECTING, *_INTERPOLATING, *_RECURRENT)
 }
+# With constant queries and keys attention is linear in the values; a bound in queries and keys needs a domain.
+_QUERIES, _KEYS = tensors(1, 2, 5, 2), tensors(1, 2, 4, 2)
+_ATTENDING: list[Any] = [
+    calls(
+        aten.scaled_dot_product_attention.default,
+        ((1, 2, 4, 3), (_QUERIES, _KEYS, X, None, 0.0, False), {"scale": _NEGATIVE_TOO}),
+        ((1, 2, 4, 3), (_QUERIES, _KEYS, X, tensors(5, 4), 0.0, st.just(False))),
+        ((1, 1, 4, 3), (_QUERIES, _KEYS, X, None, 0.0, True)),
+        ((1, 1, 4, 3), (_QUERIES, tensors(1, 1, 4, 2), X, None, 0.0, False), {"enable_gqa": True}),
+    )
+]
+EXAMPLES |= dict(_ATTENDING)

@@ -23,6 +23,7 @@ from lipcheck.steps import Step
 
 KNOWN = {*DEFAULT_RULES, torch.ops.aten._assert_tensor_metadata.default}
 HEADS, QUERIES, KEYS, WIDTH, FEATURES = 2, 3, 4, 2, 3
+POSITIONS, EVEN = 5, 6
 STARTS, ASCENT = 32, 20
 
 
@@ -95,34 +96,41 @@ def ball(shape: tuple[int, ...], seed: int, radius: float, middle: float = 1.0) 
     return Range.unknown(shape).with_ball(centre, math.log(radius), math.inf).tightened(), point
 
 
-def steepest(function: Callable[..., Tensor], places: Sequence[Ranged], which: int, seed: int = 0) -> float:
-    """The largest |J v| / |v| found in one input, at points of the ranges: many starts at once, then ascent on both."""
+def climbed(gain: Callable[..., Tensor], *shapes: tuple[int, ...], seed: int = 0) -> float:
+    """The largest value of a function of tensors of numbers: many starts at once, then ascent."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [one.shape for one, _ in places]
-    drawn = [torch.randn(STARTS, *shape, generator=generator, dtype=torch.float64) * 2 for shape in shapes]
-    free = [part.requires_grad_() for part in drawn]
-    ways = torch.randn(STARTS, *shapes[which], generator=generator, dtype=torch.float64).requires_grad_()
-
-    def gain(numbers: list[Tensor], way: Tensor) -> Tensor:
-        points = [place(z) for (_, place), z in zip(places, numbers, strict=True)]
-        way = way / torch.linalg.vector_norm(way)
-
-        def one(point: Tensor) -> Tensor:
-            return function(*points[:which], point, *points[which + 1 :])
-
-        _, moved = torch.func.jvp(one, (points[which],), (way,))
-        return torch.linalg.vector_norm(moved)
-
+    free = [torch.randn(STARTS, *shape, generator=generator, dtype=torch.float64).mul_(2) for shape in shapes]
+    optimiser = torch.optim.Adam([part.requires_grad_() for part in free], lr=0.2)
     batched = torch.func.vmap(gain)
-    optimiser = torch.optim.Adam([*free, ways], lr=0.2)
     best = 0.0
     for _ in range(ASCENT):
         optimiser.zero_grad()
-        gains = batched(free, ways)
+        gains = batched(*free)
         best = max(best, float(gains.detach().max()))
         (-gains.clamp_min(1e-12).log().sum()).backward()
         optimiser.step()
     return best
+
+
+def stretched(function: Callable[..., Tensor], points: Sequence[Tensor], which: int, way: Tensor) -> Tensor:
+    """|J v| / |v| in one input."""
+
+    def one(point: Tensor) -> Tensor:
+        return function(*points[:which], point, *points[which + 1 :])
+
+    _, moved = torch.func.jvp(one, (points[which],), (way / torch.linalg.vector_norm(way),))
+    return torch.linalg.vector_norm(moved)
+
+
+def steepest(function: Callable[..., Tensor], places: Sequence[Ranged], which: int) -> float:
+    """The largest |J v| / |v| found in one input, at points of the ranges."""
+
+    def gain(way: Tensor, *numbers: Tensor) -> Tensor:
+        points = [place(z) for (_, place), z in zip(places, numbers, strict=True)]
+        return stretched(function, points, which, way)
+
+    shapes = [one.shape for one, _ in places]
+    return climbed(gain, shapes[which], *shapes)
 
 
 def inside(function: Callable[..., Tensor], operator: Any, places: Sequence[Ranged]) -> None:
@@ -404,7 +412,65 @@ def test_what_only_looks_like_attention_is_left(name: str) -> None:
     assert not isinstance(step.operator, Attention)
 
 
-POSITIONS, EVEN = 5, 6
+def self_attention(m: Parts, x: Tensor) -> Tensor:
+    """Heads of very different size, queries scaled, as in vit and swin."""
+    packed = functional.linear(x, m.matrix, m.offset).reshape(1, POSITIONS, 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4)
+    q, k, v = packed.unbind(0)
+    return dot_product(q * 0.3, k, v) if m.fused else scores(q * 0.3, k).softmax(-1) @ v
+
+
+def cross_attention(m: Parts, x: Tensor, y: Tensor) -> Tensor:
+    def heads(part: Tensor, first: int) -> Tensor:
+        rows = part @ m.matrix[first : first + HEADS * WIDTH].T
+        return rows.view(1, -1, HEADS, WIDTH).transpose(1, 2)
+
+    return dot_product(heads(torch.tanh(x), 0), heads(y, 4), functional.linear(y, m.matrix[8:10])[:, None])
+
+
+OF_ROWS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], bool]] = {
+    "fused": (self_attention, ((1, 5, EVEN),), True),
+    "written out": (self_attention, ((1, 5, EVEN),), False),
+    "crossed": (cross_attention, ((1, 4, EVEN), (1, 5, EVEN)), True),
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_what_a_linear_layer_makes_of_rows_bounds_the_slopes(name: str) -> None:
+    """The rows of queries, keys and values, head by head, are as large as the head's matrix makes them."""
+    function, shapes, fused = OF_ROWS[name]
+    size = torch.tensor([3.0, 0.1, 0.2, 2.0] * 3).repeat_interleave(1)
+    module = Parts(function, *shapes, matrix=noise(12, EVEN) * size[:, None], offset=noise(12, seed=1, scale=0.1))
+    module.fused = fused  # type: ignore[assignment]
+    step, known = values_of(module, noise(1, module.size).double())
+    operator = step.operator
+    assert isinstance(operator, Attention)
+    origins = step.inputs[3:]
+    assert len(set(origins)) == len(shapes)
+    places = [rows(tuple(known[name].shape), 3 * i, 0.6, 0.2) for i, name in enumerate(origins)]
+    operands = (operator.query, operator.key, operator.values)
+
+    def carried(*sources: Tensor) -> list[Tensor]:
+        """The operands, as they are read, from their origins."""
+        return [operand.origin.carry(sources[operand.origin.place - 3]) for operand in operands if operand.origin]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(operator.scale * (q @ k.mT), -1) @ v
+
+    shapes = tuple(tuple(part.shape) for part in carried(*(known[name] for name in origins)))
+    unknown = [Range.unknown(shape) for shape in shapes]
+    slopes = operator.slopes([*unknown, *(one for one, _ in places)])
+    assert all(slope == -math.inf for slope in slopes[3:])
+    for which, slope in enumerate(slopes[:3]):
+
+        def gain(way: Tensor, *numbers: Tensor, which: int = which) -> Tensor:
+            points = carried(*(place(z) for (_, place), z in zip(places, numbers, strict=True)))
+            return stretched(attend, points, which, way)
+
+        found = climbed(gain, shapes[which], *(one.shape for one, _ in places))
+        assert found <= math.exp(slope) * (1 + 1e-6)
+        assert math.exp(slope) <= 8 * found, "not even near the truth"
+
+
 ROTATED = (1, HEADS, POSITIONS, EVEN)
 
 

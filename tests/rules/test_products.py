@@ -20,7 +20,7 @@ from lipcheck.compose import Factor, compose
 from lipcheck.engines.enclose import enclose, spectral_norm
 from lipcheck.graph import Graph, Node, Value
 from lipcheck.maps import products
-from lipcheck.maps.products import Bilinear, GatedHalf, Interpolation, Operand, Product
+from lipcheck.maps.products import Bilinear, GatedHalf, Interpolation, Operand, Product, WeightedMean
 from lipcheck.operators import BatchedDense, Dense, Linear, Nonlinear, Unbounded
 from lipcheck.propagate import propagate
 from lipcheck.ranges import Range
@@ -81,6 +81,15 @@ def test_ratios_of_activations(shapes: tuple[Shape, Shape], width: float, shift:
     assert min(shares) > 0.5
 
 
+@pytest.mark.parametrize("shapes", PAIRS)
+def test_small_divisors(shapes: tuple[Shape, Shape]) -> None:
+    torch.manual_seed(0)
+    low = torch.rand(shapes[1], dtype=torch.float64) * 0.2 + 0.1
+    first = boxed_ball(-torch.ones(shapes[0]), torch.full(shapes[0], 3.0))
+    shares = assert_holds(product(*shapes, dividing=True), torch.div, [first, boxed_ball(low, low + 0.05)])
+    assert min(shares) > 0.3
+
+
 def test_a_divisor_that_may_vanish_has_no_constant() -> None:
     mapping = product(X, X, dividing=True)
     some = ball(torch.ones(X), 0.1)
@@ -131,6 +140,26 @@ MATRICES = [
 def test_matrix_products(shapes: tuple[Shape, Shape], width: float, shift: float) -> None:
     shares = attack(matmul(*shapes), torch.matmul, shapes, width, shift)
     assert min(shares) > 0.3
+
+
+@pytest.mark.parametrize("width", [0.0, 0.1, 2.0])
+def test_weighted_means(width: float) -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 2, 3), (2, 4, 3), (2, 4, 2))
+    lows = [torch.rand(shapes[0]), torch.rand(shapes[1]) * (width < 1), torch.randn(shapes[2])]
+    ranges = [boxed_ball(low.double(), low + width) for low in lows]
+    mapping = WeightedMean(0.05)
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found = mapping.value((q, k, v))
+        assert found is not None
+        return found
+
+    shares = assert_holds(mapping, function, ranges)
+    assert min(shares) > 0.02
+    below_zero = boxed_ball(lows[0] - 2, lows[0])
+    assert mapping.slopes([below_zero, *ranges[1:]]) == (math.inf,) * 3
+    assert not mapping.image([below_zero, *ranges[1:]], (2, 2, 2)).bounded
 
 
 @pytest.mark.parametrize("positive", [0, 1])
@@ -371,6 +400,11 @@ def test_modules_on_a_domain(name: str, width: float, shift: float) -> None:
     share = assert_bounded_on(module, boxed_ball(center - width, center + width))
     if width == 0:
         assert share > 0.01, "not even near"
+
+
+def test_linear_attention_is_a_weighted_mean() -> None:
+    _, steps = captured(LinearAttention(3, 0.5), (1, 3, 2, 2))
+    assert sum(isinstance(step.operator, WeightedMean) for step in steps) == 1
 
 
 def test_without_a_domain_a_gate_says_what_it_needs() -> None:

@@ -94,6 +94,111 @@ def test_weak_layers_are_bounded_closely() -> None:
         assert attack.claimed <= ratio * attack.found, name
 
 
+# One gate moves, the others stand where they let most of it through: which, at what biases, the first memory or output,
+# the result, and the largest ratio of the claim to the truth.
+GATES: list[tuple[str, int, list[float], float, int, float]] = [
+    ("lstm", 0, [0, 0, 20, 20], 0, 0, 1.3),
+    ("lstm", 2, [20, 0, 0, 20], 0, 0, 1.01),
+    ("lstm", 3, [20, 0, 20, 0], 0, 0, 1.35),
+    ("lstm", 3, [20, 20, 20, 0], 4, 0, 1.01),
+    ("lstm", 1, [-20, 0, 0, 20], 4, 0, 3.0),
+    ("lstm", 1, [-20, 0, 0, 20], 4, 1, 1.01),
+    ("lstm", 0, [0, 0, 20, 20], 0, 1, 1.01),
+    ("lstm", 2, [20, 0, 0, 20], 0, 1, 1.01),
+    ("gru", 0, [0, -20, 0, 2], 0, 0, 2.5),
+    ("gru", 1, [0, 0, 20, 0], -1, 0, 1.01),
+    ("gru", 2, [0, -20, 0, 0], 0, 0, 1.01),
+]
+
+
+def _set(layer: nn.Module, *parts: Any) -> nn.Module:
+    with torch.no_grad():
+        for parameter, part in zip(layer.parameters(), parts, strict=True):
+            parameter.copy_(torch.as_tensor(part, dtype=torch.float32).reshape(parameter.shape))
+    return layer
+
+
+class Single(nn.Module):
+    """One step: a result of it, as a function of the input and the states."""
+
+    def __init__(self, cell: nn.Module, index: int = 0) -> None:
+        super().__init__()
+        self.cell, self.index = cell, index
+
+    def forward(self, x: Tensor, state: Tensor, *memory: Tensor) -> Tensor:
+        found = self.cell(x, (state, *memory) if memory else state)
+        result: Tensor = found[self.index] if memory else found
+        return result
+
+
+@pytest.mark.parametrize(("kind", "gate", "biases", "first", "index", "ratio"), GATES)
+def test_each_gate_by_itself(kind: str, gate: int, biases: list[float], first: float, index: int, ratio: float) -> None:
+    """In the input, for a first state that is given, and in the state, for an input that is."""
+    count = 4 if kind == "lstm" else 3
+    weights = [3.0 if place == gate else 0.0 for place in range(count)]
+    others = [0.0, 0.0, biases[3]] if kind == "gru" else [0.0] * 4
+    cell = _set((nn.LSTMCell if kind == "lstm" else nn.GRUCell)(1, 1), weights, weights, biases[:count], others)
+    zero, given = torch.zeros(1, 1), torch.full((1, 1), float(first))
+    if kind == "gru":
+        # The state that passes by the gates is a path of its own: only the input moves one gate alone.
+        attack = assert_rule_sound(Single(cell), (zero, given), trials=20)
+        assert attack.claimed <= ratio * attack.found
+        assert_rule_sound(Single(cell), (zero, given), activations=(1,), domain=(-1.0, 1.0), trials=20)
+        return
+    for place in (0, 1):
+        attack = assert_rule_sound(Single(cell, index), (zero, zero, given), activations=(place,), trials=20)
+        assert attack.claimed <= ratio * attack.found
+    assert_rule_sound(Single(cell, index), (zero, zero, given), activations=(0, 1, 2), domain=(-2.0, 4.0), trials=20)
+
+
+def test_what_a_memory_keeps() -> None:
+    """Gates open, nothing read: the memory stays, and is what is put out where it is small."""
+    nothing, zero = torch.zeros(4), torch.zeros(1, 1)
+    cell = _set(nn.LSTMCell(1, 1), nothing, nothing, [0, 20, 0, 20], nothing)
+    for index in (0, 1):
+        attack = assert_rule_sound(
+            Single(cell, index), (zero, zero, zero), activations=(2,), domain=(-1.0, 1.0), trials=20
+        )
+        assert attack.claimed <= 1.01 * attack.found
+
+
+def test_what_a_gated_state_passes_on() -> None:
+    """One unit keeps its state, the other takes the first one's over: both at once, the root of two."""
+    of_state = torch.zeros(6, 2)
+    of_state[5, 0] = 1
+    cell = _set(nn.GRUCell(1, 2), torch.zeros(6), of_state, [20, 20, 20, -20, 0, 0], torch.zeros(6))
+    attack = assert_rule_sound(
+        Single(cell), (torch.zeros(1, 1), torch.zeros(1, 2)), activations=(1,), domain=(-0.1, 0.1), trials=20
+    )
+    assert attack.found == pytest.approx(math.sqrt(2), rel=1e-3)
+    assert attack.claimed <= 1.01 * attack.found
+
+
+def test_a_projection_and_what_adds_up_over_time_are_exact() -> None:
+    """Where the layer is linear about zero its Jacobian there is the table of norms itself."""
+    projected = _set(
+        nn.LSTM(1, 2, proj_size=1, batch_first=True),
+        *([0, 0, 0, 0, 3, 4, 0, 0], torch.zeros(8), [20, 20, 20, 20, 0, 0, 20, 20], torch.zeros(8), [3, 4]),
+    )
+    adding = _set(
+        nn.LSTM(1, 1, batch_first=True), [0, 0, 2, 0], torch.zeros(4), torch.tensor([20, 20, 0, 20]), torch.zeros(4)
+    )
+    plain = _set(nn.RNN(1, 1, nonlinearity="relu", batch_first=True, num_layers=2), *[0.9, 0.8, 0, 9] * 2)
+    both = _set(nn.RNN(1, 1, nonlinearity="relu", batch_first=True, bidirectional=True), *[0.9, 0.8, 0, 9] * 2)
+    for layer, steps, index, ratio in (
+        (projected, 1, 0, 1.01),
+        (adding, 4, 0, 1.05),
+        (adding, 4, 1, 1.05),
+        (adding, 4, 2, 1.05),
+        (plain, 4, 0, 1.1),
+        (both, 4, 0, 1.3),
+    ):
+        attack = assert_rule_sound(
+            Read(layer, index).eval(), (torch.zeros(1, steps, 1),), domain=(-0.01, 0.01), trials=9
+        )
+        assert attack.claimed <= ratio * attack.found
+
+
 class Stated(nn.Module):
     """A layer whose first states depend on the input as well."""
 
