@@ -84,15 +84,14 @@ class Operand:
             found = min(found, rounding.log_sum_up(log_row_norm(center), apart))
         return found
 
-    def ball(self, x: Range, known: Sequence[Range]) -> tuple[Tensor, float]:
-        """A point for each softmax, and ln of a radius: the ball around it holds all the rows that it reads.
+    def ball(self, x: Range, known: Sequence[Range]) -> tuple[Tensor | None, float]:
+        """A point for each softmax, 0 if none is given, and ln of a radius: this ball holds all the rows that it reads.
 
         Shapes: the points are (..., features).
         """
-        low, high = self.arrange(x.low), self.arrange(x.high)
-        points = [(torch.zeros_like(low.amin(-2)), self.reach(x, known))]
+        points: list[tuple[Tensor | None, float]] = [(None, self.reach(x, known))]
         if not x.is_unknown:
-            low, high = low.amin(-2), high.amax(-2)
+            low, high = self.arrange(x.low).amin(-2), self.arrange(x.high).amax(-2)
             middle = (low + high) / 2
             points.append((middle, log_row_norm(torch.maximum(high - middle, middle - low))))
         for center, apart in self._centers(x, known):
@@ -225,9 +224,8 @@ class Attention(Nonlinear):
         if self.empty:
             low, high = low.clamp_max(0), high.clamp_min(0)
         found = Range.box(self.assemble(low), self.assemble(high))
-        center, rows = torch.zeros_like(low), self.values.reach(values, ranges)
-        if not self.empty:
-            center, rows = self.values.ball(values, ranges)
+        center, rows = self.values.ball(values, ranges) if not self.empty else (None, self.values.reach(values, ranges))
+        center = torch.zeros_like(low) if center is None else center
         return self._with_ball(found, self.assemble(center), rows, center.shape[-1])
 
     def _scaled_image(self, values: Range, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
