@@ -388,10 +388,13 @@ for line in sys.stdin:
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_interruption_keeps_what_is_done(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
+    # A shell's background jobs ignore interruptions, and would hand that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     line = ["coverage", "resnet18", "resnet34", "swin*", "--output", str(path), "-q"]
     process = subprocess.Popen(
         [sys.executable, "-m", "lipcheck", *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (path.exists() and len(path.read_text().splitlines()) > 2):
         time.sleep(0.2)
