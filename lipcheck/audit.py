@@ -38,7 +38,7 @@ from lipcheck.report import EmbeddingReport, LayerReport, UnsupportedOperation
 from lipcheck.rows import Listing, embedding_rows, layer_rows, listing
 from lipcheck.simplify import uniform_gain
 from lipcheck.steps import Step
-from lipcheck.tighten import FOLDED
+from lipcheck.tighten import tighten
 
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
@@ -93,23 +93,24 @@ def audit_layers(
     bounds.compare(steps, methods, clock)
     clock.stage("following the ranges")
     domain = Range.unknown(graph.input.shape) if domain is None else domain
-    known = propagate(graph, steps, lambda operator: bounds.of(operator).upper, domain)
+    known = propagate(graph, steps, lambda operator: bounds.of(operator).upper, domain, whole=False)
     clock.stage("composing the network")
     whole = _composition(graph, steps, bounds, known, merged=True)
     plain = _composition(graph, steps, bounds, known, merged=False)
     unsupported = _unsupported(graph, steps, known)
-    folded = [(FOLDED, plain.output, min(plain.output, whole.output))]
-    tightening = folded if any(step.merged is not None for step in steps) and math.isfinite(plain.output) else []
+    tightening = tighten(
+        graph, steps, known.slopes, bounds.of, settings, clock, product=plain.output, folded=whole.output, work=work
+    )
     return LayerAudit(
         layers=layer_rows(steps, bounds, lambda step: _share(step, whole), known, extra),
         embeddings=embedding_rows(bounds, extra),
         unsupported=unsupported,
-        log_upper=min(whole.output, plain.output),
+        log_upper=min(whole.output, plain.output, *(after for _, _, after in tightening.steps)),
         log_product=plain.output,
-        tightening=tuple(tightening),
+        tightening=tightening.steps,
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
         elsewhere=_elsewhere(steps, whole, extra.inside(steps)),
-        notes=tuple(bounds.notes),
+        notes=(*bounds.notes, *tightening.notes),
         bound_of=bounds.of,
     )
 

@@ -218,7 +218,8 @@ class Search:
                 if math.isfinite(total):
                     # sum of s_j, as the norm of (s_j / sqrt w_j) with w_j = s_j / sum of s: t_j = sqrt(w_j) / L_j.
                     sets = [(part - total) / 2 - logs[name] for name, part in zip(link.inputs, moved, strict=True)]
-                    theta[labels] = torch.tensor(sets, dtype=torch.float64).clamp(-200.0, 200.0)
+                    # An input that the map does not read, or that is constant, has no say.
+                    theta[labels] = torch.tensor(sets, dtype=torch.float64).nan_to_num(0.0).clamp(-200.0, 200.0)
                 for place, label in enumerate(labels.tolist()):
                     values[f"{link.name}/{place}"] = float(theta[label])
                 values[link.name] = term.evaluate(theta)[0]

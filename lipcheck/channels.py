@@ -360,17 +360,16 @@ def beside(maps: Sequence[Map | None]) -> tuple[Map, tuple[int, ...]] | None:
             return None
         parts.append(own)
     operators = [part.operator for part in parts]
+    first = like.operator
+    if not isinstance(first, Dense):
+        if not all(isinstance(own, Convolution) and _is_pointwise(own) for own in operators):
+            return None
+        if len({own.input_size for own in operators if isinstance(own, Convolution)}) > 1:
+            return None
     held = [_held(part) for part in parts]
     weight, error = (torch.cat([pair[n] for pair in held], 1) for n in (0, 1))
     widths = tuple(part.inputs for part in parts)
-    if all(isinstance(operator, Dense) for operator in operators):
+    if isinstance(first, Dense):
         return Map(Dense(weight), like.axis, error), widths
-    first = like.operator
-    if not isinstance(first, Convolution):
-        return None
-    if not all(isinstance(own, Convolution) and _is_pointwise(own) for own in operators):
-        return None
-    if any(own.input_size != first.input_size for own in operators if isinstance(own, Convolution)):
-        return None
-    whole = replace(first, weight=weight, groups=1, circular=False, uncertainty=0.0)
-    return Map(whole, like.axis, error), widths
+    assert isinstance(first, Convolution)
+    return Map(replace(first, weight=weight, groups=1, circular=False, uncertainty=0.0), like.axis, error), widths

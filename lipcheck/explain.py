@@ -73,7 +73,8 @@ in a plain chain, and less inside a residual branch, whose skip connection keeps
 
 In a plain chain the shares of layers and activations add up to 100%. A layer whose norm is below one has a negative
 share.
-The layers with the largest shares are where a smaller norm lowers the network's bound most.
+The layers with the largest shares are where a smaller norm lowers the network's bound most. Shares are those of the
+bound with scalings folded; `lipcheck explain tightening` names the steps behind it.
 There are no shares while the network's bound is infinite.
 """,
     "network": """\
@@ -98,6 +99,27 @@ a batch normalisation multiplies by its largest gain instead of being folded int
 
 It is an upper bound too, and a worse one. It stands there because it is what is usually computed, and what the
 difference to the certified upper bound is measured against.
+""",
+    "tightening": """\
+Steps from the plain product to the certified upper bound, each a bound by itself. The report says by how many powers of
+ten each lowered the least one known before it; the least one of all is the network's bound.
+
+  scalings folded: batch normalisations and layer scales are folded into the layer before them
+    (`lipcheck explain merged`).
+  linear maps merged: between activations a network is linear. A projection and the expansion behind it,
+    sums of a residual stream and branches of one input become one matrix for each activation that enters,
+    with its rounding counted, and are bounded as that.
+  norms weighted: each activation is measured as |D x| with a positive scale for every channel, D = 1 at the
+    input and at the output. Then |D' W D^-1| takes the place of |W|, activations and poolings of single
+    channels keep their constants, and what is added has one D. Any D gives a bound. A search chooses it,
+    the engines bound the maps at the D found.
+
+Steps are taken while they cost less than a quarter of the layers' bounds, or a few seconds; --tight spends twenty times
+that. What was left out is said. Shares are those of the bound with scalings folded, in plain norms.
+
+Source:
+  A. Packard and J. Doyle, The complex structured singular value, Automatica 29 (1993): norms of
+    D M D^-1, least over diagonal D.
 """,
     "sampled": """\
 The sampled lower bound: the largest spectral norm of the network's Jacobian found at a few random inputs (--samples),

@@ -275,6 +275,11 @@ class Indexing(Linear):
 class Nonlinear(Operator):
     """A map that is no linear one, Lipschitz in each of its inputs as far as their ranges allow."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its constants may be smaller on a range than everywhere."""
+        return True
+
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
         """For each input the log of its Lipschitz constant while all stay in their ranges; inf where none is known.
 
@@ -403,6 +408,11 @@ class Pointwise(Nonlinear):
     curve: ScalarFunction | None = None
     copies: int = 1
 
+    @property
+    def is_local(self) -> bool:
+        # Of a function with few slopes each is met on nearly any range.
+        return self.curve is not None and self.name not in _FEW_SLOPES
+
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
         (x,) = ranges
         slope = self.slope
@@ -436,6 +446,9 @@ class Pointwise(Nonlinear):
         return f"{self.name} has no largest slope on {ends[0]}, {ends[1]}"
 
 
+_FEW_SLOPES = frozenset(("relu", "relu6", "leaky_relu", "prelu", "abs", "hardtanh", "clamp"))
+
+
 def _distinct(x: Range) -> tuple[Tensor, Tensor]:
     """The ends, along the axes where they vary: an axis that was expanded has one entry."""
     low, high = x.low, x.high
@@ -454,6 +467,10 @@ class Normalisation(Nonlinear):
     name: str
     slope: float
     reason: str
+
+    @property
+    def is_local(self) -> bool:
+        return False
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
         return (rounding.log_up(self.slope),)

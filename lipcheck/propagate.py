@@ -61,12 +61,16 @@ class Propagation:
     output: Range | None = None
 
 
-def propagate(graph: Graph, steps: Sequence[Step], upper: Callable[[Linear], float], domain: Range) -> Propagation:
+def propagate(
+    graph: Graph, steps: Sequence[Step], upper: Callable[[Linear], float], domain: Range, *, whole: bool = True
+) -> Propagation:
     """The constants of all nonlinear steps on the ranges that the domain leaves them.
 
-    `upper` gives a linear operator's certified norm. Ranges are forgotten once nobody reads them.
+    `upper` gives a linear operator's certified norm. Ranges are forgotten once nobody reads them; without `whole`
+    only those are followed on which some constant depends, and the output's may stay unknown.
     Shapes: `domain` has the shape of the graph's input.
     """
+    read = None if whole else _read(steps)
     ranges: dict[str, Ranges] = {graph.input.name: domain.tightened()}
     slopes: dict[str, tuple[float, ...]] = {}
     reasons: dict[str, str] = {}
@@ -80,12 +84,26 @@ def propagate(graph: Graph, steps: Sequence[Step], upper: Callable[[Linear], flo
                 slopes[node.name] = operator.slopes(known)
                 if reason := operator.unbounded_because(known):
                     reasons[node.name] = reason
-            ranges[node.name] = _image(step, ranges, upper, slopes.get(node.name, ()))
+            if read is None or node.name in read:
+                ranges[node.name] = _image(step, ranges, upper, slopes.get(node.name, ()))
+            else:
+                ranges[node.name] = Range.unknown(node.shape)
             for name in last.get(node.name, ()):
                 if name != graph.output:
                     ranges.pop(name, None)
     found = ranges.get(graph.output)
     return Propagation(slopes, reasons, found if isinstance(found, Range) else None)
+
+
+def _read(steps: Sequence[Step]) -> set[str]:
+    """The values on whose ranges some constant depends."""
+    found: set[str] = set()
+    for step in reversed(steps):
+        operator = step.operator
+        if step.node.name in found or (isinstance(operator, Nonlinear) and operator.is_local):
+            found.update(step.inputs)
+            found.update(value.name for value in step.node.inputs)
+    return found
 
 
 def _last_readers(graph: Graph, steps: Sequence[Step]) -> dict[str, list[str]]:

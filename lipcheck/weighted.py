@@ -291,7 +291,7 @@ def weighed(link: Link, scales: Scales) -> Map | None:
     inputs = torch.cat(columns)
     if _ones(outputs) and _ones(inputs):
         return own
-    if float(torch.cat([outputs, inputs]).log2().abs().max()) > _LARGEST_POWER:
+    if not float(torch.cat([outputs, inputs]).log2().abs().max()) <= _LARGEST_POWER:
         return None
     return scaled(own, outputs, inputs, 2.0**-51)
 

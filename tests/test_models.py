@@ -206,6 +206,8 @@ def test_mobilenetv2_with_its_imagenet_weights(tmp_path: Path) -> None:
     # Convolutions times batch norms by themselves, and folded: the figures of the mathematics' prototype, which had
     # bounds without finite inputs.
     assert 47 <= report.network.log10_product <= 49
-    assert 33 <= report.network.log10_upper <= 35
+    steps = {step.name: step.log10_after for step in report.network.tightening}
+    assert 33 <= steps["scalings folded"] <= 35
+    assert report.network.log10_upper == steps["norms weighted"] <= 21.5
     assert report.network.lower > 1
     verify(module, report, (3, 224, 224))

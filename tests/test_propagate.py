@@ -162,3 +162,40 @@ def test_without_a_domain_a_range_starts_behind_what_is_bounded() -> None:
     assert found.bounded
     assert found.smallest >= -1e-6
     assert found.largest <= 1 + 1e-6
+
+
+class Counting:
+    """How many ranges are worked out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        whole = propagation._image
+
+        def counted(*given: object) -> Ranges:
+            self.count += 1
+            return whole(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(propagation, "_image", counted)
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_only_the_ranges_that_constants_depend_on_are_followed(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    graph, steps = captured(make())
+    low = torch.randn(SHAPE, dtype=torch.float64)
+    counting = Counting(monkeypatch)
+    found = [propagate(graph, steps, upper, box(low, low + 1), whole=whole).slopes for whole in (True, False)]
+    assert {name: slopes for name, slopes in found[0].items() if "relu" not in name} == {
+        name: slopes for name, slopes in found[1].items() if "relu" not in name
+    }
+    assert counting.count <= 2 * len(steps)
+
+
+def test_no_range_is_followed_where_every_slope_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, steps = captured(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    counting = Counting(monkeypatch)
+    found = propagate(graph, steps, upper, Range.unknown(SHAPE), whole=False)
+    assert counting.count == 0
+    assert all(slopes == (0.0,) for slopes in found.slopes.values())
