@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -132,7 +132,7 @@ def tighten(
         for step in steps
         if isinstance(step.effective, Linear) and not isinstance(step.effective, Diagonal)
     }
-    toolbox = _Work(known, slopes, settings, clock)
+    toolbox = _Work(known, slopes, replace(settings, upper_only=True), clock)
     budget = max(_SHARE * work, _LITTLE) * (_TIGHT if settings.tight else 1.0)
     whole = chain_of(graph, steps)
     chain = _merged(whole, toolbox, budget)
@@ -163,8 +163,7 @@ def _merged(chain: Chain, toolbox: _Work, budget: float) -> Chain:
 def _by_merging(chain: Chain, toolbox: _Work) -> float:
     """ln of the bound with merged maps in plain norms."""
     plain = unweighted(chain)
-    search = _search(plain, toolbox)
-    theta = search.run(_BALANCING).theta if plain.balance else search.start()
+    theta = _search(plain, toolbox).run(_BALANCING).theta if plain.balance else torch.zeros(plain.count).double()
     return toolbox.certified(chain, plain.scales(theta))
 
 

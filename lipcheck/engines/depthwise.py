@@ -45,6 +45,10 @@ def spectral_norm(operator: Convolution, symbol: Symbol, settings: Settings) -> 
     operator = replace(operator, weight=scaled_by_power(operator.weight, -exponent))
     symbol = Symbol(scaled_by_power(symbol.coefficients, -exponent), symbol.exponents)
     candidates = grids(operator, symbol, settings.tolerance)
+    if settings.upper_only and min(matrix_sides(operator)) > _DENSE:
+        # Where many groups are nearly as large as the largest, nearly all of them would be looked at.
+        mu = float(bound_groups(symbol, candidates, settings.device, settings.memory).upper.max())
+        return Bound(0.0, rounding.scale_up(mu, exponent), "symbol grid")
     bounds = bound_groups(symbol, candidates[:1], settings.device, settings.memory)
     search = _Search(operator, symbol, bounds, settings)
     each = 8 * min(matrix_sides(operator)) ** 2

@@ -230,9 +230,9 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
         return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
     lower = 0.0
     found = _by_supremum(operator, symbol, settings)
-    if found is not None:
+    if found is not None and not settings.upper_only:
         lower = _attained_by_convolution(operator, symbol, found, settings)
-    if found is None or found.upper > lower * (1 + settings.tolerance):
+    if found is None or (not settings.upper_only and found.upper > lower * (1 + settings.tolerance)):
         best = found
         found = certify(
             [symbol],
@@ -241,7 +241,8 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
             device=settings.device,
             memory=settings.memory,
         )[0]
-        lower = max(lower, _attained_by_convolution(operator, symbol, found, settings))
+        if not settings.upper_only:
+            lower = max(lower, _attained_by_convolution(operator, symbol, found, settings))
         found = best if best is not None and best.upper < found.upper else found
     blur = rounding.multiply_up(operator.uncertainty, symbol_magnitude(symbol)) if operator.uncertainty else 0.0
     return blurred(lower, found.upper, blur, _method(operator, found), _grid_proof(operator, symbol, found))

@@ -15,7 +15,8 @@ class Settings:
     """How an engine works. `memory` is what one batch may hold at a time, in bytes.
 
     `tight` lets a convolution whose slack is above the tolerance climb the ladder of finite methods, each operator
-    within `time_budget` estimated seconds.
+    within `time_budget` estimated seconds. With `upper_only` no lower end is sought, and an upper end that would take
+    long to narrow stays some per cent wider.
     """
 
     tolerance: float = 1e-3
@@ -23,6 +24,7 @@ class Settings:
     memory: int = 1 << 30
     tight: bool = False
     time_budget: float = math.inf
+    upper_only: bool = False
 
 
 DEFAULT_SETTINGS = Settings()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import lipcheck
 from lipcheck import rounding
 from lipcheck.bound import Bound
-from lipcheck.engines import enclose
+from lipcheck.engines import depthwise, enclose
 from lipcheck.engines.enclose import Settings, spectral_norm
 from lipcheck.operators import (
     IDENTITY,
@@ -80,6 +80,19 @@ def test_a_small_convolution_is_enclosed_as_a_matrix(operator: Convolution, tole
 @given(convolutions(), TOLERANCES, st.sampled_from((1 << 28, 1 << 28, 1)))
 def test_a_small_convolution_is_enclosed_by_its_embedding(operator: Convolution, tolerance: float, memory: int) -> None:
     reference.assert_encloses(by_embedding(operator, tolerance, memory), reference.written_out(operator))
+
+
+@settings(max_examples=100)
+@given(convolutions(), st.booleans(), st.booleans())
+def test_an_upper_end_alone_is_above_the_norm(operator: Convolution, small: bool, dense: bool) -> None:
+    only = Settings(upper_only=True)
+    with contextlib.ExitStack() as changed:
+        if not small:
+            changed.enter_context(no_small_matrices())
+        if not dense:
+            changed.enter_context(patch.object(depthwise, "_DENSE", 0))
+        bound = spectral_norm(operator, only)
+    reference.assert_encloses(replace(bound, lower=0.0), reference.written_out(operator))
 
 
 @given(matrices(), TOLERANCES)
