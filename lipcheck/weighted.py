@@ -56,6 +56,10 @@ _MOVING = frozenset(
         *SPLITTING,
     )
 )
+# The same for each axis as a whole, however long it is.
+_PERMUTING = frozenset(
+    ("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "mT", "mH")
+)
 _PADDING = frozenset(("pad", "constant_pad_nd"))
 # Each element of the result depends on the element of each operand that stands in its place, as they are broadcast.
 _ELEMENTWISE = frozenset(
@@ -100,7 +104,7 @@ def followed(link: Link, place: int, held: Scale, shapes: Mapping[str, tuple[int
     groups = groups_of(link)
     if groups is not None and shape == link.shape:
         least = groups.of(held.expand(shape)).amin(1, keepdim=True)
-        return groups.back(least.expand(groups.count, groups.size), shape)
+        return narrowed(groups.back(least.expand(groups.count, groups.size), shape))
     found = _by_operation(link, place, held, shapes) if link.own else None
     return held.amin().reshape((1,) * rank) if found is None else found
 
@@ -156,7 +160,7 @@ def _moved(link: Link, place: int, held: Tensor, shapes: Mapping[str, tuple[int,
     given = {value.name: torch.full(value.shape, math.inf, dtype=torch.float64) for value in node.inputs}
     value = node.inputs[place]
     assert value.shape == shapes[link.inputs[place]], f"{link.name} does not read what its node reads"
-    given[value.name] = held.expand(value.shape).contiguous()
+    given[value.name] = held if link.base in _PERMUTING else held.expand(value.shape).contiguous()
     found = evaluate(node, given, _without_scale)
     if isinstance(found, Tensor):
         return _positive(found)
