@@ -103,9 +103,11 @@ def audit_layers(
     whole = _composition(graph, steps, bounds, known, merged=True)
     plain = _composition(graph, steps, bounds, known, merged=False)
     unsupported = _unsupported(graph, steps, known)
+    # What a network may cost is the same whether or not its layers were found.
     tightening = tighten(
-        graph, steps, known.slopes, bounds.of, settings, clock, product=plain.output, folded=whole.output, work=work
-    )
+        graph, steps, known.slopes, bounds.of, settings, clock,
+        product=plain.output, folded=whole.output, work=bounds.work, kept=bounds.kept,
+    )  # fmt: skip
     return LayerAudit(
         layers=layer_rows(steps, bounds, lambda step: _share(step, whole), known, extra),
         embeddings=embedding_rows(bounds, extra),
@@ -150,6 +152,11 @@ class _Bounds:
         known = self.kept.find(list(self.planned.values()), ENCLOSED)
         self.found = {key: bound for key, bound in zip(self.planned, known, strict=True) if bound is not None}
         return sum(cost(operator) for key, operator in self.planned.items() if key not in self.found)
+
+    @property
+    def work(self) -> float:
+        """The cost of all of them, known from before or not."""
+        return sum(cost(operator) for operator in self.planned.values())
 
     @property
     def complete(self) -> bool:

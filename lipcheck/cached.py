@@ -53,6 +53,12 @@ class Kept:
         if not self._common.get("source"):
             self._cache = None
 
+    def under(self, settings: Settings) -> Kept:
+        """The same cache for other settings; what is found there counts here as well."""
+        other = Kept(self._cache, settings)
+        other._known, other._found = self._known, self._found
+        return other
+
     @property
     def used(self) -> bool:
         """Whether bounds are looked up and kept."""

@@ -17,7 +17,7 @@ from strategies import convolutions
 from torch import nn
 
 import lipcheck
-from lipcheck import audit, cache, cached
+from lipcheck import audit, cache, cached, tighten
 from lipcheck.bound import Bound
 from lipcheck.cache import Cache
 from lipcheck.cached import ENCLOSED, Kept
@@ -55,14 +55,18 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The operators that an audit really encloses, of those that are worth keeping."""
+    """The operators of layers that an audit really encloses, of those that are worth keeping."""
+    return watched(monkeypatch, audit)
+
+
+def watched(monkeypatch, module):
     seen = []
 
-    def watched(operators, *rest):
+    def watching(operators, *rest, **others):
         seen.extend(operator for operator in operators if Kept.takes(operator))
-        return enclose(operators, *rest)
+        return enclose(operators, *rest, **others)
 
-    monkeypatch.setattr(audit, "enclose", watched)
+    monkeypatch.setattr(module, "enclose", watching)
     return seen
 
 
@@ -77,15 +81,18 @@ def rows(place: Cache) -> dict[str, bytes]:
     return found
 
 
-def test_a_second_audit_computes_nothing_and_says_the_same(place, computed):
+def test_a_second_audit_computes_nothing_and_says_the_same(place, computed, monkeypatch):
+    merged = watched(monkeypatch, tighten)
     first = check(network())
     assert len(computed) >= 5
+    assert merged
     computed.clear()
+    merged.clear()
     second = check(network())
-    assert computed == []
+    assert computed == merged == []
     assert second.layers == first.layers
     assert second.network == first.network
-    assert "6 bounds were found in the cache of earlier audits" in second.run.notes
+    assert "10 bounds were found in the cache of earlier audits" in second.run.notes
     assert not any("cache" in note for note in first.run.notes)
     assert "looking up the layers" in second.run.seconds
     assert "bounding the layers" not in second.run.seconds
@@ -221,12 +228,13 @@ def test_another_operator_is_not_found(tmp_path, operator, change):
 
 @pytest.mark.parametrize(
     "change",
-    [{"tolerance": 1e-2}, {"device": torch.device("cuda")}, {"memory": 1 << 29}, {"tight": True}, {"time_budget": 9.0}],
-)
+    [{"tolerance": 1e-2}, {"device": torch.device("cuda")}, {"memory": 1 << 29}, {"tight": True}, {"time_budget": 9.0},
+     {"upper_only": True}],
+)  # fmt: skip
 def test_of_other_settings_nothing_is_found(tmp_path, change):
     Kept(Cache(tmp_path), DEFAULT_SETTINGS).keep([DENSE], [Bound(1.0, 2.0, "any")], ENCLOSED)
     assert {field.name for field in dataclasses.fields(Settings)} == {
-        *("tolerance", "device", "memory", "tight", "time_budget")
+        *("tolerance", "device", "memory", "tight", "time_budget", "upper_only")
     }
     assert Kept(Cache(tmp_path), dataclasses.replace(DEFAULT_SETTINGS, **change)).find([DENSE], ENCLOSED) == [None]
 
@@ -391,7 +399,7 @@ AGAIN = """
 import lipcheck
 from test_cached import network, EXAMPLE
 report = lipcheck.check(network(), example=EXAMPLE, samples=0, threads=1)
-assert report.run.notes == ("6 bounds were found in the cache of earlier audits",), report.run.notes
+assert report.run.notes == ("10 bounds were found in the cache of earlier audits",), report.run.notes
 print([(row.bound.lower, row.bound.upper) for row in report.layers])
 """
 
