@@ -87,29 +87,36 @@ class Search:
         best = 0.0
         if not 0 < length < math.inf:
             return best
+        image = self._value(x)
+        self._check(claim, x, image)
         for step in _STEPS:
             for sign in (1, -1):
                 y = self._project(x + direction * (sign * step * scale / length))
-                best = max(best, self._quotient(claim, x, y))
+                best = max(best, self._quotient(claim, x, image, y))
         return best
 
-    def _quotient(self, claim: Claim, x: Tensor, y: Tensor) -> float:
-        """||f(x) - f(y)|| / ||x - y||, less what rounding may have added.
+    def _quotient(self, claim: Claim, x: Tensor, first: Tensor, y: Tensor) -> float:
+        """||f(x) - f(y)|| / ||x - y||, less what rounding may have added; `first` is f(x), known to be in its range.
 
         Errors: Refuted.
         """
-        first, second = self._value(x), self._value(y)
         distance = float(torch.linalg.vector_norm((x - y).double()))
-        if distance == 0 or not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
+        if distance == 0:
             return 0.0
-        for point, image in ((x, first), (y, second)):
-            if not self._in_range(image):
-                raise Refuted(claim, point, None, math.nan)
+        second = self._value(y)
+        self._check(claim, y, second)
+        if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
+            return 0.0
         noise = self.rounding * float(torch.linalg.vector_norm(first) + torch.linalg.vector_norm(second))
         found = max(0.0, float(torch.linalg.vector_norm(first - second)) - noise) / distance
         if found > claim.constant:
             raise Refuted(claim, x, y, found)
         return found
+
+    def _check(self, claim: Claim, point: Tensor, image: Tensor) -> None:
+        """Errors: Refuted where the image is finite and out of its range."""
+        if bool(torch.isfinite(image).all()) and not self._in_range(image):
+            raise Refuted(claim, point, None, math.nan)
 
     def _value(self, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
+from lipcheck.cached import ENCLOSED, TIGHTENED, Kept
 from lipcheck.compose import Composition, Factor, compose
 from lipcheck.engines import ladder
 from lipcheck.engines.enclose import cost, enclose
@@ -73,18 +74,22 @@ def audit_layers(
     *,
     heads: bool = False,
     tables: Mapping[str, Tensor] | None = None,
+    kept: Kept | None = None,
 ) -> LayerAudit:
     """Bounds of all linear steps, by themselves and merged, and the two compositions of the network.
 
     `domain` is where the input can be, anywhere if None. `beside` is another task that shares the processor with the
     bounds. `methods` are compared on each layer with weights; behind a padding that copies, where the certified bound
     is loose, the randomised one always is.
-    `heads` lists the projections of attention by head. `tables` are the module's embeddings, by path.
+    `heads` lists the projections of attention by head. `tables` are the module's embeddings, by path. `kept` are the
+    bounds of earlier audits; what is computed joins them.
     """
-    bounds = _Bounds(settings)
+    bounds = _Bounds(settings, kept or Kept(None, settings))
     extra = listing(graph, steps, heads=heads, tables=tables or {})
+    if bounds.kept.used:
+        clock.stage("looking up the layers")
     work = bounds.plan(steps, extra)
-    clock.stage("bounding the layers", work * (1 + _BESIDE))
+    clock.stage("sampling the Jacobian" if bounds.complete else "bounding the layers", work * (1 + _BESIDE))
     bounds.run(clock.advance, [(work * _BESIDE, beside)])
     if settings.tight:
         bounds.tighten(clock)
@@ -98,9 +103,11 @@ def audit_layers(
     whole = _composition(graph, steps, bounds, known, merged=True)
     plain = _composition(graph, steps, bounds, known, merged=False)
     unsupported = _unsupported(graph, steps, known)
+    # What a network may cost is the same whether or not its layers were found.
     tightening = tighten(
-        graph, steps, known.slopes, bounds.of, settings, clock, product=plain.output, folded=whole.output, work=work
-    )
+        graph, steps, known.slopes, bounds.of, settings, clock,
+        product=plain.output, folded=whole.output, work=bounds.work, kept=bounds.kept,
+    )  # fmt: skip
     return LayerAudit(
         layers=layer_rows(steps, bounds, lambda step: _share(step, whole), known, extra),
         embeddings=embedding_rows(bounds, extra),
@@ -110,16 +117,17 @@ def audit_layers(
         tightening=tightening.steps,
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
         elsewhere=_elsewhere(steps, whole, extra.inside(steps)),
-        notes=(*bounds.notes, *tightening.notes),
+        notes=(*bounds.notes, *tightening.notes, *bounds.kept.notes),
         bound_of=bounds.of,
     )
 
 
 class _Bounds:
-    """The enclosure of every distinct linear operator of a network, each computed once."""
+    """The enclosure of every distinct linear operator of a network, each computed once or known from before."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, kept: Kept) -> None:
         self.settings = settings
+        self.kept = kept
         self.found: dict[Any, Bound] = {}
         self.planned: dict[Any, Operator] = {}
         self.compared: dict[Any, dict[str, Bound]] = {}
@@ -127,7 +135,7 @@ class _Bounds:
         self.scaled: dict[Any, tuple[Any, float, float]] = {}
 
     def plan(self, steps: Sequence[Step], extra: Listing) -> float:
-        """Collects the operators to bound; their cost."""
+        """Collects the operators to bound and looks up what is known of them; the cost of the others."""
         for operator in extra.operators:
             self.planned.setdefault(_key(operator), operator)
         for step in steps:
@@ -141,12 +149,30 @@ class _Bounds:
                     self.scaled[_key(merged)] = (_key(own), abs(gain), uncertainty_of(merged))
                 else:
                     self.planned.setdefault(_key(merged), merged)
+        known = self.kept.find(list(self.planned.values()), ENCLOSED)
+        self.found = {key: bound for key, bound in zip(self.planned, known, strict=True) if bound is not None}
+        return sum(cost(operator) for key, operator in self.planned.items() if key not in self.found)
+
+    @property
+    def work(self) -> float:
+        """The cost of all of them, known from before or not."""
         return sum(cost(operator) for operator in self.planned.values())
 
+    @property
+    def complete(self) -> bool:
+        """Whether all bounds that take time were known from before."""
+        missing = (operator for key, operator in self.planned.items() if key not in self.found)
+        return self.kept.used and not any(self.kept.takes(operator) for operator in missing)
+
     def run(self, advance: Callable[[float], None], beside: Sequence[tuple[float, Callable[[], None]]]) -> None:
-        keys = list(self.planned)
-        bounds = enclose([self.planned[key] for key in keys], self.settings, advance, beside)
-        self.found = dict(zip(keys, bounds, strict=True))
+        """Bounds what is not known, and keeps each bound at once: an audit that is broken off was not for nothing."""
+        keys = [key for key in self.planned if key not in self.found]
+
+        def keep(operators: Sequence[Operator], bounds: Sequence[Bound]) -> None:
+            self.kept.keep(operators, bounds, ENCLOSED)
+
+        bounds = enclose([self.planned[key] for key in keys], self.settings, advance, beside, keep)
+        self.found |= dict(zip(keys, bounds, strict=True))
         self._scale()
 
     def _scale(self) -> None:
@@ -156,7 +182,10 @@ class _Bounds:
 
     def tighten(self, clock: Clock) -> None:
         """The ladder of small inputs, as far as it fits the budget; what it will cost is told before."""
-        keys = list(self.planned)
+        known = self.kept.find(list(self.planned.values()), TIGHTENED)
+        climbed = {key: bound for key, bound in zip(self.planned, known, strict=True) if bound is not None}
+        self.found |= climbed
+        keys = [key for key in self.planned if key not in climbed]
         operators = [self.planned[key] for key in keys]
         bounds = [self.found[key] for key in keys]
         chosen = ladder.plan(operators, bounds, self.settings)
@@ -165,6 +194,8 @@ class _Bounds:
         if chosen.climbs:
             clock.stage("tightening", chosen.seconds)
             bounds = ladder.climb(operators, bounds, chosen, self.settings, clock.advance)
+            places = [climb.place for climb in chosen.climbs]
+            self.kept.keep([operators[i] for i in places], [bounds[i] for i in places], TIGHTENED)
         self.found |= dict(zip(keys, bounds, strict=True))
         self._scale()
 
@@ -180,9 +211,16 @@ class _Bounds:
             for key, operator in fitting.items():
                 # One layer without a number costs the report that number only.
                 with contextlib.suppress(CertificateError):
-                    bound = bound_by(name, operator, self.settings, lower=self.found[key].lower)
-                    self.compared.setdefault(key, {})[name] = bound
+                    self.compared.setdefault(key, {})[name] = self._by(name, operator, self.found[key].lower)
                 clock.advance(1.0)
+
+    def _by(self, name: str, operator: Operator, lower: float) -> Bound:
+        """What the method says of the operator, now or before."""
+        (known,) = self.kept.find([operator], f"method {name}", lower)
+        if known is None:
+            known = bound_by(name, operator, self.settings, lower=lower)
+            self.kept.keep([operator], [known], f"method {name}", lower)
+        return known
 
     def of(self, operator: Operator) -> Bound:
         """The enclosure of a linear operator that was planned."""

@@ -222,20 +222,20 @@ def _layer_document(layer: LayerCertificate, place: str, tensors: dict[str, NDAr
         "constants": [dataclasses.asdict(constant) for constant in layer.constants],
         "upper": layer.upper,
         "method": layer.method,
-        "proof": None if layer.proof is None else _proof_document(layer.proof, place, tensors),
+        "proof": None if layer.proof is None else proof_document(layer.proof, place, tensors),
         "frequencies": layer.frequencies,
     }
 
 
-def _proof_document(proof: Proof, place: str, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def proof_document(proof: Proof, place: str, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """The proof's fields under its kind; a table of numbers goes into the tensors under the name given in its place."""
     document: dict[str, Any] = {"kind": _NAMES[type(proof)]}
     for field in dataclasses.fields(proof):
         value = getattr(proof, field.name)
         if isinstance(value, Proof):
-            value = _proof_document(value, f"{place}.{field.name}", tensors)
+            value = proof_document(value, f"{place}.{field.name}", tensors)
         elif isinstance(value, tuple) and value and isinstance(value[0], Proof):
-            value = [_proof_document(part, f"{place}.{n}", tensors) for n, part in enumerate(value)]
+            value = [proof_document(part, f"{place}.{n}", tensors) for n, part in enumerate(value)]
         elif _is_table(type(proof), field.name):
             name = f"{place}.{field.name}"
             tensors[name] = np.array(value, dtype=np.int64).reshape(len(value), -1)
@@ -253,6 +253,17 @@ def _hints(kind: type[Proof]) -> dict[str, Any]:
 
 
 # Reading
+
+
+def proof_of(document: Any, tables: Mapping[str, NDArray[Any]]) -> Proof:
+    """The proof that `proof_document` wrote.
+
+    Errors: CertificateError for a document that is none.
+    """
+    try:
+        return _Reader(tables).proof(document, "proof", _DEEPEST)
+    except _MalformedError as error:
+        raise CertificateError(f"this is no proof: {clean(str(error))[:200]}") from error
 
 
 def read(path: str | Path) -> Certificate:
@@ -356,7 +367,7 @@ class _Reader:
             constants=tuple(self._constant(c, f"{place}.constants[{n}]") for n, c in enumerate(constants)),
             upper=self._number(layer.get("upper"), f"{place}.upper"),
             method=self._text(layer.get("method"), f"{place}.method"),
-            proof=None if proof is None else self._proof(proof, f"{place}.proof", _DEEPEST),
+            proof=None if proof is None else self.proof(proof, f"{place}.proof", _DEEPEST),
             frequencies=self._integers(layer.get("frequencies"), f"{place}.frequencies", 0),
         )
 
@@ -378,7 +389,7 @@ class _Reader:
             return value
         raise _MalformedError(f"{place} is a {type(value).__name__}")
 
-    def _proof(self, document: Any, place: str, depth: int) -> Proof:
+    def proof(self, document: Any, place: str, depth: int) -> Proof:
         given = self._object(document, place)
         name = given.get("kind")
         kind = _KINDS.get(name) if isinstance(name, str) else None
@@ -397,10 +408,10 @@ class _Reader:
         if hint is int:
             return self._integer(value, place, 0)
         if hint is Proof:
-            return self._proof(value, place, depth - 1)
+            return self.proof(value, place, depth - 1)
         if hint == tuple[Proof, ...]:
             parts = self._list(value, place, 64)
-            return tuple(self._proof(part, f"{place}[{n}]", depth - 1) for n, part in enumerate(parts))
+            return tuple(self.proof(part, f"{place}[{n}]", depth - 1) for n, part in enumerate(parts))
         if hint == tuple[bool, ...]:
             flags = self._list(value, place, 16)
             if not all(isinstance(flag, bool) for flag in flags):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lipcheck import certificate as certificates
 from lipcheck import rounding, sources
 from lipcheck.audit import LayerAudit, audit_layers
+from lipcheck.cached import kept
 from lipcheck.capture import capture
 from lipcheck.certifying import certificate_of
 from lipcheck.domains import Domain
@@ -61,6 +62,7 @@ def check(
     progress: bool | Progress = False,
     rules: Rules | None = None,
     plugins: bool = True,
+    cache: bool = True,
 ) -> Report:
     """The audit of one network: every linear layer enclosed, and the network bounded.
 
@@ -76,7 +78,8 @@ def check(
         slack is above the tolerance to a finite method, in `time_budget` estimated seconds for all of them.
         `certificate` names a file for the proofs of the bounds, which `lipcheck.verify` checks again.
         `rules` are further rules, as `lipcheck.rule` makes them; `plugins` says whether those registered in this
-        process and those of installed packages are used.
+        process and those of installed packages are used. `cache` says whether bounds of earlier audits of the same
+        layers are taken, and those of this audit kept, in the user's cache folder.
     Errors: UsageError for an option that means nothing; SourceError for a model or weights that cannot be opened;
         CaptureError where the graph cannot be had.
     """
@@ -127,7 +130,10 @@ def check(
 
             within = None if region is None else region.range
             tables = embedding_tables(loaded.module)
-            audit = audit_layers(graph, steps, settings, clock, sample, methods, within, heads=heads, tables=tables)
+            known = kept(settings, wanted=cache)
+            audit = audit_layers(
+                graph, steps, settings, clock, sample, methods, within, heads=heads, tables=tables, kept=known
+            )
             if certificate is not None:
                 clock.stage("writing the certificate")
                 chosen = weights if isinstance(model, str) else loaded.weights

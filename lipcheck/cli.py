@@ -213,6 +213,15 @@ def audit(
             "--no-plugins", help="Leave out rules of installed packages.", rich_help_panel=_COMPUTING, metavar=""
         ),
     ] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Compute all bounds, keep none; `lipcheck cache info`.",
+            rich_help_panel=_COMPUTING,
+            metavar="",
+        ),
+    ] = False,
     samples: Annotated[
         int,
         typer.Option(
@@ -292,6 +301,7 @@ def audit(
         "threads": threads,
         "samples": samples,
         "plugins": not no_plugins,
+        "cache": not no_cache,
         "methods": () if method is None else options.methods(method),
         "domain": None if domain is None else options.domain(domain),
         "heads": heads,
@@ -481,6 +491,50 @@ def _check_certificate(path: str, json: str | None) -> None:
     files.check_writable(Path(path))
 
 
+_cache = typer.Typer(help="Tell of the bounds that audits keep for later ones, or remove them.")
+app.add_typer(_cache, name="cache")
+
+
+@_cache.callback(invoke_without_command=True)
+def cache_command(context: typer.Context) -> None:
+    """Tell of the bounds that audits keep for later ones, or remove them."""
+    if context.invoked_subcommand is None:
+        raise UsageError("nothing is said of the cache; give `lipcheck cache info` or `lipcheck cache clear`")
+
+
+@_cache.command("info")
+def cache_info() -> int:
+    """Tell where the cache is and what it holds."""
+    contents = _opened_cache().contents()
+    size = f"{contents.size / 1e6:.1f} MB of at most {contents.most / 1e6:.0f} MB"
+    _emit(
+        lambda out: print(f"folder  {clean(str(contents.folder))}\nbounds  {contents.rows}\nsize    {size}", file=out)
+    )
+    if contents.problem:
+        raise UsageError(f"the cache cannot be used: {contents.problem}")
+    return 0
+
+
+@_cache.command("clear")
+def cache_clear() -> int:
+    """Remove all bounds from the cache."""
+    cache = _opened_cache()
+    removed = cache.clear()
+    if cache.problem:
+        raise OutputError(f"the cache in {clean(str(cache.folder))} cannot be cleared: {cache.problem}")
+    _emit(lambda out: print(f"{removed} bound{'' if removed == 1 else 's'} removed", file=out))
+    return 0
+
+
+def _opened_cache() -> Any:
+    """The user's cache, whether or not audits are told to use it."""
+    try:
+        from lipcheck import cache
+    except ImportError as error:
+        raise UsageError("there is no cache: sqlite3 is missing in this Python") from error
+    return cache.Cache(cache.folder())
+
+
 @app.command("explain")
 def explain_topic(
     topic: Annotated[
@@ -580,7 +634,7 @@ def _told_usage(error: Any, given: Sequence[str]) -> str:
 
 def _nearest_command(given: Sequence[str]) -> str:
     first = next((word for word in given if not word.startswith("-")), "")
-    near = get_close_matches(first, ("coverage", "explain", "schema", "verify"), n=1, cutoff=0.7)
+    near = get_close_matches(first, ("cache", "coverage", "explain", "schema", "verify"), n=1, cutoff=0.7)
     return f"; or did you mean `lipcheck {near[0]}`?" if near and first != near[0] else ""
 
 

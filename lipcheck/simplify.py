@@ -30,6 +30,9 @@ from lipcheck.patterns import RECOGNISERS
 from lipcheck.rules.affine import aten, pad_indices
 from lipcheck.steps import Step
 
+# Weights that are compared at a time: memory for all of them is slower to get than to fill.
+_HELD = 1 << 20
+
 
 def simplify(graph: Graph, operators: Sequence[Operator], *, merge: bool = True) -> list[Step]:
     """The graph's nodes with their operators, padding folded, activations recognised, scalings merged if asked to."""
@@ -169,9 +172,12 @@ def channel_gain(operator: Diagonal, shape: tuple[int, ...], axis: int) -> Tenso
 
 def uniform_gain(before: Weighted, after: Weighted) -> float | None:
     """The factor g where `after` is exactly g times `before`, None where it is not."""
-    first, second = weights_of(before).double(), weights_of(after)
+    first, second = weights_of(before), weights_of(after)
     place = first.abs().argmax()
-    if float(first.flatten()[place]) == 0:
+    largest = first.flatten()[place].double()
+    if float(largest) == 0 or first.shape != second.shape:
         return None
-    factor = float(second.flatten()[place] / first.flatten()[place])
-    return factor if torch.equal(first * factor, second) else None
+    factor = float(second.flatten()[place] / largest)
+    rows = max(1, _HELD * len(first) // first.numel())
+    parts = zip(torch.split(first, rows), torch.split(second, rows), strict=True)
+    return factor if all(torch.equal(one.double() * factor, other) for one, other in parts) else None

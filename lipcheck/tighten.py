@@ -15,6 +15,7 @@ import torch
 from lipcheck import rounding
 from lipcheck.balancing import Search
 from lipcheck.bound import Bound
+from lipcheck.cached import ENCLOSED, Kept
 from lipcheck.channels import Map
 from lipcheck.compose import compose
 from lipcheck.engines.enclose import cost, enclose
@@ -58,6 +59,7 @@ class _Work:
     slopes: Mapping[str, tuple[float, ...]]
     settings: Settings
     clock: Clock
+    kept: Kept
 
     def certified(self, chain: Chain, scales: Scales) -> float:
         """ln of the network's bound in these norms, all maps bounded by engines.
@@ -91,13 +93,18 @@ class _Work:
                 uppers[link.name] = self.known[id(operator)]
             else:
                 operators[link.name] = operator
-        bounds = enclose(list(operators.values()), self.settings, self.clock.advance)
-        for name, bound in zip(operators, bounds, strict=True):
-            uppers[name] = bound.upper
+        before = self.kept.find(list(operators.values()), ENCLOSED)
+        uppers |= {name: bound.upper for name, bound in zip(operators, before, strict=True) if bound is not None}
+        new = [name for name in operators if name not in uppers]
+        bounds = enclose([operators[name] for name in new], self.settings, self.clock.advance, keep=self._keep)
+        uppers |= {name: bound.upper for name, bound in zip(new, bounds, strict=True)}
         for name, one in maps.items():
             if one is not None and name in operators:
                 uppers[name] = rounding.add_up(uppers[name], one.blur(), rounding.UNDERFLOW)
         return uppers
+
+    def _keep(self, operators: Sequence[Operator], bounds: Sequence[Bound]) -> None:
+        self.kept.keep(operators, bounds, ENCLOSED)
 
     def new(self, chain: Chain) -> list[Link]:
         """The maps along channels that the layers' audit did not bound."""
@@ -115,11 +122,12 @@ def tighten(
     product: float,
     folded: float,
     work: float,
+    kept: Kept | None = None,
 ) -> Tightening:
     """The network's bound after each step, from the plain product's log and that with scalings folded.
 
     `slopes` are those of `propagate`, `bound_of` knows the operators of the steps, `work` is what bounding them cost.
-    Nothing is done where no finite bound is known.
+    `kept` are the bounds of earlier audits. Nothing is done where no finite bound is known.
     """
     best = min(product, folded)
     if not (math.isfinite(product) and math.isfinite(best)):
@@ -132,7 +140,8 @@ def tighten(
         for step in steps
         if isinstance(step.effective, Linear) and not isinstance(step.effective, Diagonal)
     }
-    toolbox = _Work(known, slopes, replace(settings, upper_only=True), clock)
+    upper_only = replace(settings, upper_only=True)
+    toolbox = _Work(known, slopes, upper_only, clock, (kept or Kept(None, settings)).under(upper_only))
     budget = max(_SHARE * work, _LITTLE) * (_TIGHT if settings.tight else 1.0)
     whole = chain_of(graph, steps)
     chain = _merged(whole, toolbox, budget)

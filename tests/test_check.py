@@ -43,7 +43,7 @@ def upper(report: Report) -> float:
 
 
 # An audit takes half a second: shrinking a failure would take minutes.
-@settings(max_examples=60, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=35, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(convolutional_networks())
 def test_no_input_shows_more_than_the_bound_of_the_network(drawn: tuple[nn.Module, tuple[int, ...]]) -> None:
     module, shape = drawn

@@ -16,6 +16,7 @@ FLOORS = {
     "lipcheck.bound": 0,
     "lipcheck.proof": 0,
     "lipcheck.methods": 0,
+    "lipcheck.cache": 0,
     "lipcheck.notation": 0,
     "lipcheck.text": 0,
     "lipcheck.progress": 0,
@@ -27,6 +28,7 @@ FLOORS = {
     "lipcheck.lattices": 1,
     "lipcheck.engines": 2,
     "lipcheck.certificate": 2,
+    "lipcheck.cached": 2,
     "lipcheck.verification": 2,
     "lipcheck.graph": 3,
     "lipcheck.capture": 3,
@@ -98,7 +100,7 @@ PERMITTED = {
 NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub"}
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
-    *("proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),
+    *("cache", "proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),
     *("explain", "completion", "options", "coverage", "cli"),
     *(
         "__main__",

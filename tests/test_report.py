@@ -29,6 +29,8 @@ EXAMPLES = [
     example_report.transformer,
 ]
 SCHEMA = json.loads(files("lipcheck").joinpath("schema.json").read_text(encoding="utf-8"))
+# Made once: `jsonschema.validate` checks the schema itself at every call, as one test below does.
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(0, allow_nan=False, allow_infinity=False)
@@ -89,7 +91,7 @@ def test_json_and_back_is_exact_and_valid(report):
     assert Report.from_json(text) == report
     assert text.isascii()
     document = json.loads(text, parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
-    jsonschema.validate(document, SCHEMA)
+    VALIDATOR.validate(document)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -70,11 +70,13 @@ def enclose(
     settings: Settings = DEFAULT_SETTINGS,
     advance: Callable[[float], None] = lambda work: None,
     beside: Sequence[tuple[float, Callable[[], None]]] = (),
+    keep: Callable[[Sequence[Operator], Sequence[Bound]], None] = lambda operators, bounds: None,
 ) -> list[Bound]:
     """[lower, upper] of every operator's spectral norm, in order.
 
     `advance` is told of each finished operator's `cost`. `beside` are other tasks, each with its cost on the same
-    scale, that are run in the same pool of threads.
+    scale, that are run in the same pool of threads. `keep` is given operators with their bounds as soon as these are
+    known, from any of the threads.
     Errors: TypeError for an operator without a norm.
     """
     workers = threads.workers(settings.device)
@@ -82,8 +84,10 @@ def enclose(
 
     def bounding(batch: list[int]) -> Callable[[Settings], None]:
         def task(own: Settings) -> None:
-            found = _bound_batch([operators[i] for i in batch], own)
+            together = [operators[i] for i in batch]
+            found = _bound_batch(together, own)
             bounds.update(zip(batch, found, strict=True))
+            keep(together, found)
 
         return task
 

@@ -29,7 +29,7 @@ KNOWN = {*DEFAULT_RULES, torch.ops.aten._assert_tensor_metadata.default}
 
 
 def _draws(op: Any) -> int:
-    return 10 if any(word in str(op) for word in _MANY) else 2
+    return 6 if any(word in str(op) for word in _MANY) else 2
 
 
 def test_every_rule_has_a_drawn_example() -> None:
