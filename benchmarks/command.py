@@ -23,7 +23,7 @@ class CommandRun:
 
 
 def run_command(arguments: list[str]) -> CommandRun:
-    """`lipcheck` with these arguments, in a process of its own.
+    """`lipcheck` with these arguments, in a process of its own, nothing taken from its cache.
 
     The kernel counts what the parent holds when it starts a child among the child's peak, so run this first.
     Errors: RuntimeError with the command's last words where it fails.
@@ -34,7 +34,7 @@ def run_command(arguments: list[str]) -> CommandRun:
         process = subprocess.Popen(
             [sys.executable, "-m", "lipcheck", *arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "LIPCHECK_NO_CACHE": "1"},
             stdout=subprocess.DEVNULL,
             stderr=words,
         )
