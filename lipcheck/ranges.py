@@ -68,17 +68,17 @@ class Range:
     @property
     def bounded(self) -> bool:
         """Whether every element has two finite ends."""
-        return all(math.isfinite(_largest(end.abs())) for end in (self.low, self.high))
+        return all(math.isfinite(_largest(distinct(end).abs())) for end in (self.low, self.high))
 
     @property
     def smallest(self) -> float:
         """The lower end of all elements together."""
-        return -_largest(-self.low)
+        return -_largest(-distinct(self.low))
 
     @property
     def largest(self) -> float:
         """The upper end of all elements together."""
-        return _largest(self.high)
+        return _largest(distinct(self.high))
 
     def magnitude(self) -> Tensor:
         """At least |x|, elementwise; inf where it has no bound. Shapes: that of x."""
@@ -139,6 +139,14 @@ def _scalar(expanded: Tensor) -> float | None:
     if expanded.numel() == 0 or any(expanded.stride()):
         return None
     return float(expanded.flatten()[0]) if expanded.dim() else float(expanded)
+
+
+def distinct(values: Tensor) -> Tensor:
+    """The same numbers, once each where they were expanded: an axis along which nothing varies has one entry."""
+    for axis, stride in enumerate(values.stride()):
+        if stride == 0 and values.shape[axis] > 1:
+            values = values.narrow(axis, 0, 1)
+    return values
 
 
 def _largest(values: Tensor) -> float:

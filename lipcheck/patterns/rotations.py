@@ -93,13 +93,14 @@ class _Reader:
         self.order = {node.name: place for place, node in enumerate(graph.nodes)}
         self.shapes: dict[str, tuple[int, ...]] = {node.name: node.shape for node in graph.nodes}
         self.shapes[graph.input.name] = graph.input.shape
+        self.known: list[Pairs] = []  # they are as large as activations, and the same in all layers
 
     def pairs(self, last: Node) -> tuple[str, Pairs] | None:
         """The activation that all parts come from, and the map from it."""
-        found = self._source(last)
-        if found is None:
+        behind = self._source(last)
+        if behind is None:
             return None
-        source, between = found
+        source, between = behind
         shape = self.shapes[source]
         count = math.prod(shape)
         index = torch.arange(count).reshape(shape)
@@ -117,7 +118,10 @@ class _Reader:
             return None
         row = first // max(shape[-1], 1)
         rows = bool((row == row[..., :1]).all()) and bool((second // max(shape[-1], 1) == row)[b != 0].all())
-        return source, Pairs(a, first, b, second, rows)
+        found = Pairs(a, first, b, second, rows)
+        same = next((one for one in self.known if one.same(found)), None)
+        self.known += [found] if same is None else []
+        return source, same or found
 
     def _source(self, last: Node) -> tuple[str, list[Node]] | None:
         """The nearest activation on every way to the node, and the nodes behind it in order."""
