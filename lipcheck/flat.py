@@ -5,13 +5,15 @@ Where a constant is finite on these it is finite on the audit's own, which they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from lipcheck.graph import Graph, Node, Value
+from lipcheck.graph import Graph, signature
+from lipcheck.maps.products import Product
 from lipcheck.operators import Indexing, Nonlinear
 from lipcheck.propagate import Ranges, Upper, image_of, shapes_of
 from lipcheck.ranges import Range, distinct
@@ -44,14 +46,17 @@ def flat_image(step: Step, ranges: Mapping[str, Ranges], upper: Upper, slopes: t
             points = {
                 name: Range.between(one.smallest, one.largest, (1,) * len(one.shape)) for name, one in given.items()
             }
-            return _flat(image_of(step, points, upper, slopes), node.shape)
+            summed = image_of(step, points, upper, slopes)
+            return _flat_range(summed, node.shape) if isinstance(summed, Range) else summed
     return _flat(image_of(step, ranges, upper, slopes))
 
 
-def _flat(found: Ranges, shape: tuple[int, ...] | None = None) -> Ranges:
-    if isinstance(found, tuple):
-        return tuple(one for part in found if isinstance(one := _flat(part), Range))
-    return Range.between(-_top(-distinct(found.low)), _top(distinct(found.high)), shape or found.shape)
+def _flat(found: Ranges) -> Ranges:
+    return tuple(map(_flat_range, found)) if isinstance(found, tuple) else _flat_range(found)
+
+
+def _flat_range(found: Range, shape: tuple[int, ...] | None = None) -> Range:
+    return Range.between(-_top(-distinct(found.low)), _top(distinct(found.high)), found.shape if shape is None else shape)
 
 
 def _top(values: torch.Tensor) -> float:
@@ -63,7 +68,7 @@ def remembering(graph: Graph, steps: Sequence[Step]) -> list[Step]:
     nodes = {node.name: node for node in graph.nodes}
     memory: dict[Hashable, Any] = {}
     return [
-        replace(step, operator=_Remembered(step.operator, (type(step.operator), _signature(step, nodes)), memory))
+        replace(step, operator=_Remembered(step.operator, (type(step.operator), step.absorbed_by, signature(step.node, step.inputs, nodes)), memory))
         if isinstance(step.operator, Nonlinear)
         else step
         for step in steps
@@ -72,71 +77,67 @@ def remembering(graph: Graph, steps: Sequence[Step]) -> list[Step]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Remembered(Nonlinear):
-    """The inner map, its answers kept for ranges that are flat and bounded: those of its ends and shapes."""
+    """The inner map, its answers kept for ranges that are flat and bounded, by their ends and shapes.
+
+    The ends are moved outwards to powers of 16 before it is asked: streams that grow from block to block share them.
+    """
 
     inner: Nonlinear
     key: Hashable
     memory: dict[Hashable, Any]
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
-        ends = _ends(ranges)
-        if ends is None:
+        wider = _widened(ranges)
+        if wider is None:
             return self.inner.slopes(ranges)
-        key = (self.key, ends)
+        key = (self.key, wider)
         if key not in self.memory:
-            self.memory[key] = self.inner.slopes(ranges)
+            self.memory[key] = self.inner.slopes([Range.between(*one) for one in wider])
         found: tuple[float, ...] = self.memory[key]
         return found
 
     def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
-        ends = _ends(ranges)
-        if ends is None:
+        wider = _widened(ranges)
+        if wider is None:
             return self.inner.image(ranges, shape)
-        key = (self.key, ends, shape)
+        key = (self.key, wider, shape)
         if key not in self.memory:
-            self.memory[key] = _flat(self.inner.image(ranges, shape))
+            self.memory[key] = self._flat_image(wider, shape)
         found: Range = self.memory[key]
         return found
+
+    def _flat_image(self, ends: Sequence[_Ends], shape: tuple[int, ...]) -> Range:
+        inner = self.inner
+        if isinstance(inner, Product) and all(one.constant is None for one in (inner.first, inner.second)):
+            # Of every element the same is known: one stands for all.
+            points = [Range.between(low, high, (1,) * len(own)) for low, high, own in ends]
+            return _flat_range(inner.image(points, (1,) * len(shape)), shape)
+        return _flat_range(inner.image([Range.between(*one) for one in ends], shape), shape)
 
     def unbounded_because(self, ranges: Sequence[Range]) -> str:
         return self.inner.unbounded_because(ranges)
 
 
-def _ends(ranges: Sequence[Range]) -> Hashable:
-    """The two ends of each range and its shape; None where one is not flat or has an end that is infinite."""
+# Both ends and the shape of a flat range.
+_Ends = tuple[float, float, tuple[int, ...]]
+
+
+def _widened(ranges: Sequence[Range]) -> tuple[_Ends, ...] | None:
+    """The ranges with ends moved outwards; None where one is not flat or has an end that is infinite."""
     found = []
     for one in ranges:
         low, high = distinct(one.low), distinct(one.high)
         if one.center is not None or low.numel() != 1 or high.numel() != 1 or not one.bounded:
             return None
-        found.append((float(low.flatten()[0]), float(high.flatten()[0]), one.shape))
+        found.append((-_above(-float(low.flatten()[0])), _above(float(high.flatten()[0])), one.shape))
     return tuple(found)
 
 
-def _signature(step: Step, nodes: Mapping[str, Node]) -> Hashable:
-    """Equal for steps that are the same map: the calls back to what they read, with the same constants."""
-    numbers: dict[str, int] = {}
-    calls: list[Hashable] = []
-
-    def sign(argument: Any) -> Hashable:
-        if isinstance(argument, Value):
-            if argument.name in step.inputs:
-                return ("reads", step.inputs.index(argument.name), argument.shape, argument.dtype)
-            return ("calls", number(nodes[argument.name]))
-        if isinstance(argument, torch.Tensor):
-            same = distinct(argument)
-            value = same.flatten()[0].item() if same.numel() == 1 else same.data_ptr()
-            return (tuple(argument.shape), argument.dtype, value)
-        if isinstance(argument, list | tuple):
-            return tuple(map(sign, argument))
-        return (type(argument), argument)
-
-    def number(node: Node) -> int:
-        if node.name not in numbers:
-            numbers[node.name] = -1
-            calls.append((node.op, node.shape, tuple((name, sign(one)) for name, one in node.arguments.items())))
-            numbers[node.name] = len(calls) - 1
-        return numbers[node.name]
-
-    number(step.node)
-    return (tuple(calls), len(step.inputs), step.absorbed_by)
+def _above(value: float) -> float:
+    """The next power of 16 of the same sign, or one less far out for a negative number."""
+    if value == 0 or not 1e-60 < abs(value) < 1e200:
+        return value
+    places = math.log2(abs(value)) / 4
+    whole = math.ceil(places - 1e-9) if value > 0 else math.floor(places + 1e-9)
+    power = math.copysign(16.0**whole, value)
+    return power if power >= value else value

@@ -279,7 +279,8 @@ class Pairs(Nonlinear):
     def same(self, other: Pairs) -> bool:
         """Whether both are one map."""
         mine, theirs = ((one.a, one.first, one.b, one.second) for one in (self, other))
-        return self.rows == other.rows and all(map(torch.equal, mine, theirs))
+        alike = self.rows == other.rows and self.a.shape == other.a.shape
+        return alike and all(map(torch.equal, mine, theirs))
 
     @staticmethod
     def partners(first: Tensor, b: Tensor, second: Tensor, count: int) -> Tensor | None:
