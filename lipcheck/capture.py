@@ -294,7 +294,7 @@ class _Reader:
         return str(chosen.name)
 
     def _call(self, node: torch.fx.Node) -> None:
-        if node.target in _ASSERTIONS:
+        if node.target in _ASSERTIONS or (node.target is operator.getitem and not node.users):
             return
         target, source = functional(node.target), node
         if target is operator.getitem and (found := self.recurrent.get(str(node.args[0]))) is not None:

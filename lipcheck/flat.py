@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from lipcheck.graph import Graph, signature
+from lipcheck.maps.attention import Attention
+from lipcheck.maps.normalisations import Standardisation
 from lipcheck.maps.products import Product
 from lipcheck.operators import Indexing, Nonlinear
 from lipcheck.propagate import Ranges, Upper, image_of, shapes_of
 from lipcheck.ranges import Range, distinct
+from lipcheck.rounding import EVALUATION
 from lipcheck.rules import DEFAULT_RULES, structural
 from lipcheck.steps import Step
 
@@ -56,7 +59,9 @@ def _flat(found: Ranges) -> Ranges:
 
 
 def _flat_range(found: Range, shape: tuple[int, ...] | None = None) -> Range:
-    return Range.between(-_top(-distinct(found.low)), _top(distinct(found.high)), found.shape if shape is None else shape)
+    return Range.between(
+        -_top(-distinct(found.low)), _top(distinct(found.high)), found.shape if shape is None else shape
+    )
 
 
 def _top(values: torch.Tensor) -> float:
@@ -68,7 +73,12 @@ def remembering(graph: Graph, steps: Sequence[Step]) -> list[Step]:
     nodes = {node.name: node for node in graph.nodes}
     memory: dict[Hashable, Any] = {}
     return [
-        replace(step, operator=_Remembered(step.operator, (type(step.operator), step.absorbed_by, signature(step.node, step.inputs, nodes)), memory))
+        replace(
+            step,
+            operator=_Remembered(
+                step.operator, (type(step.operator), step.absorbed_by, signature(step.node, step.inputs, nodes)), memory
+            ),
+        )
         if isinstance(step.operator, Nonlinear)
         else step
         for step in steps
@@ -87,9 +97,11 @@ class _Remembered(Nonlinear):
     memory: dict[Hashable, Any]
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
-        wider = _widened(ranges)
+        wider = self._widened(ranges)
         if wider is None:
             return self.inner.slopes(ranges)
+        if self._confined:  # by its eps, wherever its input is
+            wider = tuple((-math.inf, math.inf, shape) for _, _, shape in wider)
         key = (self.key, wider)
         if key not in self.memory:
             self.memory[key] = self.inner.slopes([Range.between(*one) for one in wider])
@@ -97,7 +109,7 @@ class _Remembered(Nonlinear):
         return found
 
     def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
-        wider = _widened(ranges)
+        wider = self._widened(ranges)
         if wider is None:
             return self.inner.image(ranges, shape)
         key = (self.key, wider, shape)
@@ -108,29 +120,45 @@ class _Remembered(Nonlinear):
 
     def _flat_image(self, ends: Sequence[_Ends], shape: tuple[int, ...]) -> Range:
         inner = self.inner
-        if isinstance(inner, Product) and all(one.constant is None for one in (inner.first, inner.second)):
+        activations = isinstance(inner, Product) and inner.first.constant is None and inner.second.constant is None
+        if activations and not any(low == -math.inf and high == math.inf for low, high, _ in ends):
             # Of every element the same is known: one stands for all.
             points = [Range.between(low, high, (1,) * len(own)) for low, high, own in ends]
             return _flat_range(inner.image(points, (1,) * len(shape)), shape)
+        if (norm := self._confined) is not None:
+            gain = 1.0 if norm.gain is None else _top(distinct(norm.gain).double().abs())
+            shift = 0.0 if norm.shift is None else _top(distinct(norm.shift).double().abs())
+            # ||v|| / s <= 1 / sqrt(k), as in the proof there; what follows it is wider by several roundings.
+            most = (gain / math.sqrt(norm.share) + shift) * (1 + 16 * EVALUATION)
+            return Range.between(-most, most, shape)
         return _flat_range(inner.image([Range.between(*one) for one in ends], shape), shape)
 
     def unbounded_because(self, ranges: Sequence[Range]) -> str:
         return self.inner.unbounded_because(ranges)
 
+    @property
+    def _confined(self) -> Standardisation | None:
+        """The inner map where it is a normalisation whose result is bounded and that has a constant everywhere."""
+        inner = getattr(self.inner, "inner", self.inner)
+        confined = isinstance(inner, Standardisation) and inner.eps > 0 and (inner.centred or not inner.about_mean)
+        return inner if confined else None
+
+    def _widened(self, ranges: Sequence[Range]) -> tuple[_Ends, ...] | None:
+        """The ranges with ends moved outwards; None where one is not flat, or where more than the ends counts."""
+        found = []
+        for one in ranges:
+            low, high = distinct(one.low), distinct(one.high)
+            if one.center is not None or low.numel() != 1 or high.numel() != 1:
+                return None
+            # What is known of attention's operands without ends is known from other activations.
+            if isinstance(self.inner, Attention) and not one.bounded:
+                return None
+            found.append((-_above(-float(low.flatten()[0])), _above(float(high.flatten()[0])), one.shape))
+        return tuple(found)
+
 
 # Both ends and the shape of a flat range.
 _Ends = tuple[float, float, tuple[int, ...]]
-
-
-def _widened(ranges: Sequence[Range]) -> tuple[_Ends, ...] | None:
-    """The ranges with ends moved outwards; None where one is not flat or has an end that is infinite."""
-    found = []
-    for one in ranges:
-        low, high = distinct(one.low), distinct(one.high)
-        if one.center is not None or low.numel() != 1 or high.numel() != 1 or not one.bounded:
-            return None
-        found.append((-_above(-float(low.flatten()[0])), _above(float(high.flatten()[0])), one.shape))
-    return tuple(found)
 
 
 def _above(value: float) -> float:

@@ -118,6 +118,8 @@ def signature(last: Node, reads: Sequence[str], nodes: Mapping[str, Node]) -> Ha
 
 
 def _signed_constant(tensor: Tensor) -> Hashable:
-    expanded = tensor.numel() > 0 and all(n == 1 or step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    expanded = tensor.numel() > 0 and all(
+        n == 1 or step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     held = tensor.flatten()[0].item() if expanded else (tensor.data_ptr(), tensor.stride())
     return (tuple(tensor.shape), tensor.dtype, held)

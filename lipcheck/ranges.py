@@ -82,7 +82,10 @@ class Range:
 
     def magnitude(self) -> Tensor:
         """At least |x|, elementwise; inf where it has no bound. Shapes: that of x."""
-        return torch.maximum(self.low.abs(), self.high.abs())
+        low, high = self.low, self.high
+        if low.stride() == high.stride():
+            low, high = distinct(low), distinct(high)
+        return torch.maximum(low.abs(), high.abs()).expand(self.shape)
 
     def log_magnitude(self) -> float:
         """ln of at least every |x_i|."""
@@ -155,19 +158,22 @@ def _largest(values: Tensor) -> float:
 
 def log_norm(values: Tensor) -> float:
     """ln of at least the Euclidean norm of a tensor; -inf for zeros, inf where an entry is not finite."""
-    top = _largest(values.abs())
-    if top == 0 or not math.isfinite(top):
-        return -math.inf if top == 0 else math.inf
-    norm = float(torch.linalg.vector_norm(values / top)) * (1 + _SLOP)
-    return rounding.log_multiply_up(rounding.log_up(norm), rounding.log_up(top))
+    return _log_of_largest(values, values.numel(), None)
 
 
 def log_row_norm(values: Tensor) -> float:
     """ln of at least the largest Euclidean norm of a row along the last axis."""
     if values.dim() == 0:
         return log_norm(values)
-    top = _largest(values.abs())
+    return _log_of_largest(values, values.shape[-1], -1)
+
+
+def _log_of_largest(values: Tensor, size: int, axis: int | None) -> float:
+    """ln of at least the largest norm of the parts, of so many entries each, along an axis; of the whole if None."""
+    once = distinct(values)
+    copies = size // max(1, once.numel() if axis is None else once.shape[axis])
+    top = _largest(once.abs())
     if top == 0 or not math.isfinite(top):
         return -math.inf if top == 0 else math.inf
-    norm = float(torch.linalg.vector_norm(values / top, dim=-1).max()) * (1 + _SLOP)
+    norm = float(torch.linalg.vector_norm(once / top, dim=axis).max()) * math.sqrt(copies) * (1 + _SLOP)
     return rounding.log_multiply_up(rounding.log_up(norm), rounding.log_up(top))

@@ -66,7 +66,9 @@ def evaluated(node: Node, given: Mapping[str, Any]) -> Any:
         arguments["dtype"] = None
     schema = node.op._schema.arguments  # type: ignore[attr-defined]
     positional = [arguments[p.name] for p in schema if not p.kwarg_only]
-    return node.op(*positional, **{p.name: arguments[p.name] for p in schema if p.kwarg_only})
+    # A view depends on how its operand lies in memory, which is not how the network's does.
+    op = aten.reshape.default if node.op in (aten.view.default, aten._unsafe_view.default) else node.op
+    return op(*positional, **{p.name: arguments[p.name] for p in schema if p.kwarg_only})
 
 
 def recognise(graph: Graph, steps: dict[str, Step]) -> None:
