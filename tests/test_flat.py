@@ -1,4 +1,4 @@
-"""Ranges with the same ends for all elements: never narrower than an audit's, and the same verdict is reached with them."""
+"""Ranges with the same ends for all elements: never narrower than an audit's; equal blocks are asked once."""
 
 from __future__ import annotations
 
