@@ -320,13 +320,15 @@ class _Reader:
         if schema is None:
             raise CaptureError(f"the captured graph calls {node.target}, which is not an ATen operation")
         given: dict[str, Any] = {}
-        for place, parameter in enumerate(schema.arguments):
+        # The node is of the functional operation: dropout_ calls "self" what dropout calls "input".
+        names = [parameter.name for parameter in functional(node.target)._schema.arguments]
+        for place, (name, parameter) in enumerate(zip(names, schema.arguments, strict=True)):
             if place < len(node.args) and not parameter.kwarg_only:
-                given[parameter.name] = self._argument(node.args[place])
+                given[name] = self._argument(node.args[place])
             elif parameter.name in node.kwargs:
-                given[parameter.name] = self._argument(node.kwargs[parameter.name])
+                given[name] = self._argument(node.kwargs[parameter.name])
             else:
-                given[parameter.name] = parameter.default_value if parameter.has_default_value() else None
+                given[name] = parameter.default_value if parameter.has_default_value() else None
         name = _READ_FOR_SHAPE.get(functional(node.target), "")
         if isinstance(value := given.get(name), Value):
             given[name] = torch.zeros((), dtype=value.dtype).expand(value.shape)

@@ -532,9 +532,7 @@ def test_layers_with_the_same_rotation_share_it() -> None:
         return by_halves(m, by_halves(m, first).relu() * 2).relu() + by_neighbours(m, first)
 
     found = [
-        step.operator
-        for step in steps_of(Parts(layers, ROTATED, cos=cos, sin=sin))
-        if isinstance(step.operator, Pairs)
+        step.operator for step in steps_of(Parts(layers, ROTATED, cos=cos, sin=sin)) if isinstance(step.operator, Pairs)
     ]
     different = list({id(operator): operator for operator in found}.values())
     assert len(found) == 8  # the turned halves and the rotation, four times
