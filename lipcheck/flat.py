@@ -14,7 +14,7 @@ import torch
 
 from lipcheck.graph import Graph, signature
 from lipcheck.maps.attention import Attention
-from lipcheck.maps.normalisations import Standardisation
+from lipcheck.maps.normalisations import Softmax, Standardisation
 from lipcheck.maps.products import Product
 from lipcheck.operators import Indexing, Nonlinear
 from lipcheck.propagate import Ranges, Upper, image_of, shapes_of
@@ -100,7 +100,7 @@ class _Remembered(Nonlinear):
         wider = self._widened(ranges)
         if wider is None:
             return self.inner.slopes(ranges)
-        if self._confined:  # by its eps, wherever its input is
+        if self._confined or isinstance(self._bare, Softmax):  # these have a constant wherever their input is
             wider = tuple((-math.inf, math.inf, shape) for _, _, shape in wider)
         key = (self.key, wider)
         if key not in self.memory:
@@ -131,17 +131,26 @@ class _Remembered(Nonlinear):
             # ||v|| / s <= 1 / sqrt(k), as in the proof there; what follows it is wider by several roundings.
             most = (gain / math.sqrt(norm.share) + shift) * (1 + 16 * EVALUATION)
             return Range.between(-most, most, shape)
+        if isinstance(self._bare, Softmax) and self._bare.kind == "softmax":
+            return Range.between(0.0, 1 + 16 * EVALUATION, shape)
         return _flat_range(inner.image([Range.between(*one) for one in ends], shape), shape)
 
     def unbounded_because(self, ranges: Sequence[Range]) -> str:
         return self.inner.unbounded_because(ranges)
 
     @property
+    def _bare(self) -> Nonlinear:
+        """The map itself, whose constants may have no values."""
+        found: Nonlinear = getattr(self.inner, "inner", self.inner)
+        return found
+
+    @property
     def _confined(self) -> Standardisation | None:
         """The inner map where it is a normalisation whose result is bounded and that has a constant everywhere."""
-        inner = getattr(self.inner, "inner", self.inner)
-        confined = isinstance(inner, Standardisation) and inner.eps > 0 and (inner.centred or not inner.about_mean)
-        return inner if confined else None
+        inner = self._bare
+        if isinstance(inner, Standardisation) and inner.eps > 0 and (inner.centred or not inner.about_mean):
+            return inner
+        return None
 
     def _widened(self, ranges: Sequence[Range]) -> tuple[_Ends, ...] | None:
         """The ranges with ends moved outwards; None where one is not flat, or where more than the ends counts."""
