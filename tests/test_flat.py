@@ -56,7 +56,9 @@ NETWORKS: list[Any] = [
     lambda: nn.Sequential(nn.Flatten(2), Block(36), Block(36), Block(36)),
     lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2, 2, 1)),
     lambda: nn.Sequential(nn.GroupNorm(3, 3), Gate(), nn.Softmax(1), nn.Flatten(), nn.LogSoftmax(1)),
-    lambda: Function(lambda self, x: torch.stack([x.tril(), -x], 1).split([1, 1], 1)[1].squeeze(1).roll(1, -1) - 2 * x),
+    lambda: Function(
+        lambda self, x: torch.stack([(x + 1).tril(), -x], 1).split([1, 1], 1)[1].squeeze(1).roll(1, -1) - 2 * x
+    ),
     lambda: Function(lambda self, x: 1 / (torch.sigmoid(x) + 0.5) + torch.exp(torch.tanh(x)) - x.square()),
     lambda: Function(lambda self, x: functional.normalize(x, dim=1) * x.std((2, 3), keepdim=True)),
     lambda: nn.Sequential(Gate(), nn.InstanceNorm2d(3, affine=True), nn.Upsample(scale_factor=2, mode="bicubic")),
