@@ -15,7 +15,7 @@ import torch
 from lipcheck.graph import Graph, signature
 from lipcheck.maps.attention import Attention
 from lipcheck.maps.normalisations import Softmax, Standardisation
-from lipcheck.maps.products import Product
+from lipcheck.maps.products import Bilinear, Product
 from lipcheck.operators import Indexing, Nonlinear
 from lipcheck.propagate import Ranges, Upper, image_of, shapes_of
 from lipcheck.ranges import Range, distinct
@@ -133,6 +133,14 @@ class _Remembered(Nonlinear):
             return Range.between(-most, most, shape)
         if isinstance(self._bare, Softmax) and self._bare.kind == "softmax":
             return Range.between(0.0, 1 + 16 * EVALUATION, shape)
+        finite = all(math.isfinite(end) for one in ends for end in one[:2])
+        if isinstance(inner, Bilinear) and len(ends) == 2 and inner.addend is None and finite:
+            # An entry is a sum of so many products, all between the same ends.
+            products = [a * b for a in ends[0][:2] for b in ends[1][:2]]
+            factor = inner.factor * inner.form.size(inner.form.summed)
+            low, high = sorted((factor * min(products), factor * max(products)))
+            slop = max(abs(low), abs(high)) * 16 * EVALUATION
+            return Range.between(low - slop, high + slop, shape)
         return _flat_range(inner.image([Range.between(*one) for one in ends], shape), shape)
 
     def unbounded_because(self, ranges: Sequence[Range]) -> str:

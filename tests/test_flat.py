@@ -60,6 +60,7 @@ NETWORKS: list[Any] = [
         lambda self, x: torch.stack([(x + 1).tril(), -x], 1).split([1, 1], 1)[1].squeeze(1).roll(1, -1) - 2 * x
     ),
     lambda: Function(lambda self, x: 1 / (torch.sigmoid(x) + 0.5) + torch.exp(torch.tanh(x)) - x.square()),
+    lambda: Function(lambda self, x: torch.bmm(x.flatten(2) - 0.25, x.flatten(2).mT) @ torch.sigmoid(x.flatten(2))),
     lambda: Function(lambda self, x: functional.normalize(x, dim=1) * x.std((2, 3), keepdim=True)),
     lambda: nn.Sequential(Gate(), nn.InstanceNorm2d(3, affine=True), nn.Upsample(scale_factor=2, mode="bicubic")),
 ]
