@@ -74,7 +74,7 @@ def capture(
         expected = _run_eagerly(module, args, kwargs)
         try:
             program = torch.export.export(module, args, kwargs, strict=False)
-            if not _readable(program.graph, known):
+            if not _readable(program, known):
                 program = program.run_decompositions({})
             captured = _run_captured(program, args, kwargs)
         except Exception as error:
@@ -157,19 +157,28 @@ def _run_captured(program: torch.export.ExportedProgram, args: tuple[Tensor, ...
         return program.module()(*(x.clone() for x in args), **{name: x.clone() for name, x in kwargs.items()})
 
 
-def _readable(graph: torch.fx.Graph, known: Collection[Any]) -> bool:
+def _readable(program: torch.export.ExportedProgram, known: Collection[Any]) -> bool:
     """Whether an exported graph can be read as it stands: known operations, and no write that another node sees.
 
-    relu_(x) is relu(x) where nothing else reads x, x is no input or weight, and x is no view of something else.
+    relu_(x) is relu(x) where nothing else reads x, x is no input or weight, and x is no view of something else. What
+    does not depend on the input is evaluated: any operation will do.
     """
-    calls = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    calls = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
+    dependent = set(program.graph_signature.user_inputs)
+    for node in calls:  # in topological order
+        if any(one.name in dependent for one in node.all_input_nodes):
+            dependent.add(node.name)
     return all(
         node.op == "call_function"
         and (node.target is operator.getitem or hasattr(node.target, "_schema"))
-        and (functional(node.target) in known or node.target in _ASSERTIONS or Result(node.target) in known)
+        and (node.name not in dependent or _is_known(node.target, known))
         and (not _writes(node.target) or _harmless(node))
         for node in calls
     )
+
+
+def _is_known(target: Any, known: Collection[Any]) -> bool:
+    return functional(target) in known or target in _ASSERTIONS or Result(target) in known
 
 
 def _writes(target: Any) -> bool:
@@ -285,7 +294,7 @@ class _Reader:
         return str(chosen.name)
 
     def _call(self, node: torch.fx.Node) -> None:
-        if node.target in _ASSERTIONS:
+        if node.target in _ASSERTIONS or (node.target is operator.getitem and not node.users):
             return
         target, source = functional(node.target), node
         if target is operator.getitem and (found := self.recurrent.get(str(node.args[0]))) is not None:
@@ -311,13 +320,15 @@ class _Reader:
         if schema is None:
             raise CaptureError(f"the captured graph calls {node.target}, which is not an ATen operation")
         given: dict[str, Any] = {}
-        for place, parameter in enumerate(schema.arguments):
+        # The node is of the functional operation: dropout_ calls "self" what dropout calls "input".
+        names = [parameter.name for parameter in functional(node.target)._schema.arguments]
+        for place, (name, parameter) in enumerate(zip(names, schema.arguments, strict=True)):
             if place < len(node.args) and not parameter.kwarg_only:
-                given[parameter.name] = self._argument(node.args[place])
+                given[name] = self._argument(node.args[place])
             elif parameter.name in node.kwargs:
-                given[parameter.name] = self._argument(node.kwargs[parameter.name])
+                given[name] = self._argument(node.kwargs[parameter.name])
             else:
-                given[parameter.name] = parameter.default_value if parameter.has_default_value() else None
+                given[name] = parameter.default_value if parameter.has_default_value() else None
         name = _READ_FOR_SHAPE.get(functional(node.target), "")
         if isinstance(value := given.get(name), Value):
             given[name] = torch.zeros((), dtype=value.dtype).expand(value.shape)

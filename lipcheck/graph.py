@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,3 +84,42 @@ def _values(argument: Any) -> Iterator[Value]:
     elif isinstance(argument, list | tuple):
         for part in argument:
             yield from _values(part)
+
+
+def signature(last: Node, reads: Sequence[str], nodes: Mapping[str, Node]) -> Hashable:
+    """Equal for clusters of calls that are one map of what they read: the calls behind `last`, with their constants.
+
+    `reads` names the values that the cluster reads, `nodes` holds the graph's nodes by name. Constants are the same
+    where they have one and the same number, or lie in one place of memory: while the graph is there, they stay.
+    """
+    numbers: dict[str, int] = {}
+    calls: list[Hashable] = []
+
+    def signed(argument: Any) -> Hashable:
+        if isinstance(argument, Value):
+            if argument.name in reads:
+                return ("reads", reads.index(argument.name), argument.shape, argument.dtype)
+            return ("calls", number(nodes[argument.name]))
+        if isinstance(argument, Tensor):
+            return _signed_constant(argument)
+        if isinstance(argument, list | tuple):
+            return tuple(map(signed, argument))
+        return (type(argument), argument)
+
+    def number(node: Node) -> int:
+        if node.name not in numbers:
+            arguments = tuple((name, signed(one)) for name, one in node.arguments.items())
+            calls.append((node.op, node.shape, arguments))
+            numbers[node.name] = len(calls) - 1
+        return numbers[node.name]
+
+    number(last)
+    return (tuple(calls), len(reads))
+
+
+def _signed_constant(tensor: Tensor) -> Hashable:
+    expanded = tensor.numel() > 0 and all(
+        n == 1 or step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    held = tensor.flatten()[0].item() if expanded else (tensor.data_ptr(), tensor.stride())
+    return (tuple(tensor.shape), tensor.dtype, held)

@@ -61,13 +61,25 @@ class Propagation:
     output: Range | None = None
 
 
+Upper = Callable[[Linear], float]
+# A step, the ranges so far, the norms of linear operators and the step's own constants, to the range of its result.
+Image = Callable[[Step, Mapping[str, Ranges], Upper, tuple[float, ...]], Ranges]
+
+
 def propagate(
-    graph: Graph, steps: Sequence[Step], upper: Callable[[Linear], float], domain: Range, *, whole: bool = True
+    graph: Graph,
+    steps: Sequence[Step],
+    upper: Upper,
+    domain: Range,
+    image: Image | None = None,
+    *,
+    whole: bool = True,
 ) -> Propagation:
     """The constants of all nonlinear steps on the ranges that the domain leaves them.
 
     `upper` gives a linear operator's certified norm. Ranges are forgotten once nobody reads them; without `whole`
-    only those are followed on which some constant depends, and the output's may stay unknown.
+    only those are followed on which some constant depends, and the output's may stay unknown. `image` may take the
+    place of `image_of`: with wider ranges that are quicker to have.
     Shapes: `domain` has the shape of the graph's input.
     """
     read = None if whole else _read(steps)
@@ -82,10 +94,10 @@ def propagate(
             if isinstance(operator, Nonlinear) and all(isinstance(one, Range) for one in inputs):
                 known = [one for one in inputs if isinstance(one, Range)]
                 slopes[node.name] = operator.slopes(known)
-                if reason := operator.unbounded_because(known):
+                if math.inf in slopes[node.name] and (reason := operator.unbounded_because(known)):
                     reasons[node.name] = reason
             if read is None or node.name in read:
-                ranges[node.name] = _image(step, ranges, upper, slopes.get(node.name, ()))
+                ranges[node.name] = (image or image_of)(step, ranges, upper, slopes.get(node.name, ()))
             else:
                 ranges[node.name] = Range.unknown(node.shape)
             for name in last.get(node.name, ()):
@@ -118,9 +130,7 @@ def _last_readers(graph: Graph, steps: Sequence[Step]) -> dict[str, list[str]]:
     return found
 
 
-def _image(
-    step: Step, ranges: Mapping[str, Ranges], upper: Callable[[Linear], float], slopes: tuple[float, ...]
-) -> Ranges:
+def image_of(step: Step, ranges: Mapping[str, Ranges], upper: Upper, slopes: tuple[float, ...]) -> Ranges:
     """The range of a step's result: of each part where there are several."""
     node, operator = step.node, step.operator
     own = [ranges[value.name] for value in node.inputs]
@@ -268,13 +278,17 @@ def _ordered(node: Node, operator: Operator, given: Mapping[str, Range]) -> Rang
 
 def _shaped(node: Node, given: Mapping[str, Range]) -> Ranges:
     """Unknown ranges of the results' shapes."""
+    shapes = shapes_of(node, given)
+    return tuple(map(Range.unknown, shapes)) if shapes else Range.unknown(node.shape)
+
+
+def shapes_of(node: Node, given: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a node's several results; none where it has one."""
     returns = list(getattr(getattr(node.op, "_schema", None), "returns", ()))
     if len(returns) == 1 and str(returns[0].type) == "Tensor":
-        return Range.unknown(node.shape)
+        return ()
     results = evaluate(node, {name: torch.empty(one.shape, device="meta") for name, one in given.items()}, _on_meta)
-    if isinstance(results, Tensor):
-        return Range.unknown(results.shape)
-    return tuple(Range.unknown(result.shape) for result in results)
+    return () if isinstance(results, Tensor) else tuple(tuple(result.shape) for result in results)
 
 
 def _on_meta(name: str, constant: Tensor) -> Tensor:

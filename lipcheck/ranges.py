@@ -68,21 +68,24 @@ class Range:
     @property
     def bounded(self) -> bool:
         """Whether every element has two finite ends."""
-        return all(math.isfinite(_largest(end.abs())) for end in (self.low, self.high))
+        return all(math.isfinite(_largest(distinct(end).abs())) for end in (self.low, self.high))
 
     @property
     def smallest(self) -> float:
         """The lower end of all elements together."""
-        return -_largest(-self.low)
+        return -_largest(-distinct(self.low))
 
     @property
     def largest(self) -> float:
         """The upper end of all elements together."""
-        return _largest(self.high)
+        return _largest(distinct(self.high))
 
     def magnitude(self) -> Tensor:
         """At least |x|, elementwise; inf where it has no bound. Shapes: that of x."""
-        return torch.maximum(self.low.abs(), self.high.abs())
+        low, high = self.low, self.high
+        if low.stride() == high.stride():
+            low, high = distinct(low), distinct(high)
+        return torch.maximum(low.abs(), high.abs()).expand(self.shape)
 
     def log_magnitude(self) -> float:
         """ln of at least every |x_i|."""
@@ -141,25 +144,36 @@ def _scalar(expanded: Tensor) -> float | None:
     return float(expanded.flatten()[0]) if expanded.dim() else float(expanded)
 
 
+def distinct(values: Tensor) -> Tensor:
+    """The same numbers, once each where they were expanded: an axis along which nothing varies has one entry."""
+    for axis, stride in enumerate(values.stride()):
+        if stride == 0 and values.shape[axis] > 1:
+            values = values.narrow(axis, 0, 1)
+    return values
+
+
 def _largest(values: Tensor) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
 def log_norm(values: Tensor) -> float:
     """ln of at least the Euclidean norm of a tensor; -inf for zeros, inf where an entry is not finite."""
-    top = _largest(values.abs())
-    if top == 0 or not math.isfinite(top):
-        return -math.inf if top == 0 else math.inf
-    norm = float(torch.linalg.vector_norm(values / top)) * (1 + _SLOP)
-    return rounding.log_multiply_up(rounding.log_up(norm), rounding.log_up(top))
+    return _log_of_largest(values, values.numel(), None)
 
 
 def log_row_norm(values: Tensor) -> float:
     """ln of at least the largest Euclidean norm of a row along the last axis."""
     if values.dim() == 0:
         return log_norm(values)
-    top = _largest(values.abs())
+    return _log_of_largest(values, values.shape[-1], -1)
+
+
+def _log_of_largest(values: Tensor, size: int, axis: int | None) -> float:
+    """ln of at least the largest norm of the parts, of so many entries each, along an axis; of the whole if None."""
+    once = distinct(values)
+    copies = size // max(1, once.numel() if axis is None else once.shape[axis])
+    top = _largest(once.abs())
     if top == 0 or not math.isfinite(top):
         return -math.inf if top == 0 else math.inf
-    norm = float(torch.linalg.vector_norm(values / top, dim=-1).max()) * (1 + _SLOP)
+    norm = float(torch.linalg.vector_norm(once / top, dim=axis).max()) * math.sqrt(copies) * (1 + _SLOP)
     return rounding.log_multiply_up(rounding.log_up(norm), rounding.log_up(top))

@@ -55,7 +55,7 @@ def skeleton(module: nn.Module, example: Tensor, *, keyword: str = "", known: An
     with _quiet(), torch.no_grad():
         try:
             program = torch.export.export(module, args, kwargs, strict=False)
-            if not _readable(program.graph, known):
+            if not _readable(program, known):
                 program = program.run_decompositions({})
         except Exception as error:  # of whatever the module's forward calls
             raise CaptureError(f"torch.export fails: {_first_line(error)}") from error

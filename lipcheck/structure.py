@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lipcheck.compose import Factor, compose
+from lipcheck.flat import flat_image, remembering
 from lipcheck.graph import Graph
 from lipcheck.operators import (
     Concatenation,
@@ -25,7 +26,7 @@ from lipcheck.operators import (
     Sum,
     Unbounded,
 )
-from lipcheck.propagate import propagate
+from lipcheck.propagate import Image, image_of, propagate
 from lipcheck.ranges import Range
 from lipcheck.rules import Rule, operator_of
 from lipcheck.simplify import simplify
@@ -106,7 +107,16 @@ def _obstacles(
 ) -> tuple[tuple[str, str], ...]:
     """The operations without a finite constant that the output depends on; none where its own constant is finite."""
     walked = [replace(step, operator=_without_values(step, unvalued)) for step in steps]
-    known = propagate(graph, walked, lambda operator: 1.0, domain)
+    # What is finite on wider ranges needs no narrower ones.
+    quickly = remembering(graph, walked)
+    return _infinite(graph, steps, quickly, domain, flat_image) and _infinite(graph, steps, walked, domain, image_of)
+
+
+def _infinite(
+    graph: Graph, steps: Sequence[Step], walked: Sequence[Step], domain: Range, image: Image
+) -> tuple[tuple[str, str], ...]:
+    """The same, with ranges followed in one way; `walked` has what stands for operators without values."""
+    known = propagate(graph, walked, lambda operator: 1.0, domain, image)
     factors = [
         Factor(step.node.name, step.inputs, step.operator, 1.0, known.slopes.get(step.node.name, ())) for step in steps
     ]

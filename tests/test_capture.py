@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import lipcheck
 from lipcheck.capture import Result, _run_captured, capture, choose_output, places_output, secondary_output
 from lipcheck.errors import CaptureError, InputSizeError
 from lipcheck.graph import Graph, Value
+from lipcheck.plugins import gather
 from lipcheck.rules import DEFAULT_RULES, operator_of
 
 Forward = Callable[[Any, Tensor], Any]
@@ -456,3 +458,27 @@ def test_a_captured_graph_equals_the_module_on_other_inputs() -> None:
     x = torch.randn(1, 2, 5, 5)
     torch.testing.assert_close(evaluated(graph, x), module(x))
     assert all(operator_of(node, DEFAULT_RULES) is not None for node in graph.nodes)
+
+
+@pytest.mark.parametrize("inner", [nn.Dropout(0.2, inplace=True), nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+def test_what_is_written_in_place_has_the_arguments_of_its_functional_form(inner: nn.Module) -> None:
+    """dropout_ calls "self" what dropout calls "input": ranges follow the operation by its arguments' names."""
+    module = nn.Sequential(nn.Linear(3, 3), inner, nn.Linear(3, 2)).eval()
+    graph, _ = capture(module, torch.randn(1, 3), known=gather().table)
+    for node in graph.nodes:
+        assert [parameter.name for parameter in node.op._schema.arguments] == list(node.arguments)  # type: ignore[attr-defined]
+    report = lipcheck.check(module, example=torch.randn(1, 3), domain=lipcheck.Box(0.0, 1.0))
+    assert report.network.log10_upper < math.inf
+
+
+def test_constants_are_computed_by_any_operation() -> None:
+    """What does not depend on the input needs no rule: the graph is read as it was exported."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        place = torch.arange(3, device=x.device, dtype=x.dtype)
+        return functional.silu(x) * torch.div(place, 2, rounding_mode="floor")
+
+    graph, difference = capture(Function(forward), torch.randn(1, 3), known=gather().table)
+    assert [node.op_name for node in graph.nodes] == ["aten.silu.default", "aten.mul.Tensor"]
+    assert torch.equal(graph.nodes[-1].constant("other"), torch.tensor([0.0, 0.0, 1.0]))
+    assert difference == 0

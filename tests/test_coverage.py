@@ -243,6 +243,19 @@ def test_models_are_built_without_memory(name: str) -> None:
     assert not model.module.training
 
 
+def test_optical_flow_is_of_two_images_side_by_side() -> None:
+    class Flow(nn.Module):
+        def forward(self, first: Tensor, second: Tensor) -> list[Tensor]:
+            return [first, first - 2 * second]
+
+    x = torch.randn(1, 6, 4, 4)
+    assert torch.equal(zoo.SideBySide(Flow())(x), x[:, :3] - 2 * x[:, 3:])
+    pytest.importorskip("torchvision")
+    model = zoo.bare("torchvision:raft_small")
+    assert model.example.shape == (1, 6, 128, 128)
+    assert model.example.device.type == "meta"
+
+
 def test_a_model_that_looks_at_values_is_built_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
     def build() -> nn.Module:
         module = nn.Linear(3, 3)

@@ -48,6 +48,7 @@ FLOORS = {
     "lipcheck.spaces": 4,
     "lipcheck.balancing": 4,
     "lipcheck.tighten": 4,
+    "lipcheck.flat": 4,
     "lipcheck.structure": 4,
     "lipcheck.attack": 4,
     "lipcheck.jacobian": 4,

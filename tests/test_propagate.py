@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import lipcheck.propagate as propagation
 from lipcheck.capture import capture
 from lipcheck.engines.enclose import enclose
 from lipcheck.graph import Graph
 from lipcheck.operators import Linear
-from lipcheck.propagate import Ranges, evaluate, propagate
+from lipcheck.propagate import Ranges, evaluate, image_of, propagate
 from lipcheck.ranges import Range
 from lipcheck.rules import DEFAULT_RULES, operator_of
 from lipcheck.simplify import simplify
@@ -75,17 +75,12 @@ def upper(operator: Linear) -> float:
 def ranges_of(graph: Graph, steps: list[Step], domain: Range) -> dict[str, Ranges]:
     """The ranges of all nodes, recorded as they are made."""
     found: dict[str, Ranges] = {}
-    whole = propagation._image
 
-    def recorded(step: Step, *rest: object) -> Ranges:
-        found[step.node.name] = whole(step, *rest)  # type: ignore[arg-type]
+    def recorded(step: Step, *rest: Any) -> Ranges:
+        found[step.node.name] = image_of(step, *rest)
         return found[step.node.name]
 
-    propagation._image = recorded  # type: ignore[assignment]
-    try:
-        propagate(graph, steps, upper, domain)
-    finally:
-        propagation._image = whole
+    propagate(graph, steps, upper, domain, recorded)
     return found
 
 
@@ -169,13 +164,13 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        whole = propagation._image
+        whole = propagation.image_of
 
         def counted(*given: object) -> Ranges:
             self.count += 1
             return whole(*given)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(propagation, "_image", counted)
+        monkeypatch.setattr(propagation, "image_of", counted)
 
 
 @pytest.mark.parametrize("make", MODULES)

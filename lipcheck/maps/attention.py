@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -271,6 +271,16 @@ class Pairs(Nonlinear):
     b: Tensor
     second: Tensor
     rows: bool
+    norm: float = field(init=False)  # ln of at least the norm
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", self._log_norm())
+
+    def same(self, other: Pairs) -> bool:
+        """Whether both are one map."""
+        mine, theirs = ((one.a, one.first, one.b, one.second) for one in (self, other))
+        alike = self.rows == other.rows and self.a.shape == other.a.shape
+        return alike and all(map(torch.equal, mine, theirs))
 
     @staticmethod
     def partners(first: Tensor, b: Tensor, second: Tensor, count: int) -> Tensor | None:
@@ -282,8 +292,7 @@ class Pairs(Nonlinear):
         partner[r] = p
         return partner if torch.equal(partner[p], r) and torch.equal(partner[r], p) else None
 
-    def log_norm(self) -> float:
-        """ln of at least the norm."""
+    def _log_norm(self) -> float:
         count = int(max(self.first.max(), self.second.max())) + 1 if self.first.numel() else 0
         partner = self.partners(self.first, self.b, self.second, count)
         assert partner is not None, "the inputs are not in pairs"
@@ -304,7 +313,7 @@ class Pairs(Nonlinear):
         return self.a * x[self.first] + self.b * x[self.second]
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
-        return (self.log_norm(),)
+        return (self.norm,)
 
     def image(self, ranges: Sequence[Range], shape: tuple[int, ...]) -> Range:
         (x,) = ranges
@@ -316,7 +325,7 @@ class Pairs(Nonlinear):
             found = Range.box(self._apply(middle) - width, self._apply(middle) + width)
         if x.center is None:
             return found
-        norm, slop = self.log_norm(), rounding.log_up(_SLOP)
+        norm, slop = self.norm, rounding.log_up(_SLOP)
         radius = rounding.log_sum_up(x.radius, rounding.log_multiply_up(slop, log_norm(x.center)))
         rows = rounding.log_sum_up(x.rows, rounding.log_multiply_up(slop, log_row_norm(x.center)))
         radius, rows = (rounding.log_multiply_up(norm, reach) for reach in (radius, rows))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipcheck.graph import Graph, Node, Value
+from lipcheck.graph import Graph, Node, Value, signature
 from lipcheck.maps.attention import Pairs
 from lipcheck.rules.pointwise import scalar
 from lipcheck.steps import Step
@@ -66,7 +66,9 @@ def evaluated(node: Node, given: Mapping[str, Any]) -> Any:
         arguments["dtype"] = None
     schema = node.op._schema.arguments  # type: ignore[attr-defined]
     positional = [arguments[p.name] for p in schema if not p.kwarg_only]
-    return node.op(*positional, **{p.name: arguments[p.name] for p in schema if p.kwarg_only})
+    # A view depends on how its operand lies in memory, which is not how the network's does.
+    op = aten.reshape.default if node.op in (aten.view.default, aten._unsafe_view.default) else node.op
+    return op(*positional, **{p.name: arguments[p.name] for p in schema if p.kwarg_only})
 
 
 def recognise(graph: Graph, steps: dict[str, Step]) -> None:
@@ -93,13 +95,25 @@ class _Reader:
         self.order = {node.name: place for place, node in enumerate(graph.nodes)}
         self.shapes: dict[str, tuple[int, ...]] = {node.name: node.shape for node in graph.nodes}
         self.shapes[graph.input.name] = graph.input.shape
+        # As large as activations, and the same in all layers: each is made and kept once.
+        self.known: dict[Hashable, Pairs | None] = {}
 
     def pairs(self, last: Node) -> tuple[str, Pairs] | None:
         """The activation that all parts come from, and the map from it."""
-        found = self._source(last)
-        if found is None:
+        behind = self._source(last)
+        if behind is None:
             return None
-        source, between = found
+        source, between = behind
+        key = signature(last, (source,), self.nodes)
+        if key not in self.known:
+            found = self._map(last, source, between)
+            same = (one for one in self.known.values() if one is not None and found is not None and one.same(found))
+            self.known[key] = next(same, found)
+        operator = self.known[key]
+        return None if operator is None else (source, operator)
+
+    def _map(self, last: Node, source: str, between: Sequence[Node]) -> Pairs | None:
+        """The cluster between an activation and its last node, if it reads the activation in pairs."""
         shape = self.shapes[source]
         count = math.prod(shape)
         index = torch.arange(count).reshape(shape)
@@ -117,7 +131,7 @@ class _Reader:
             return None
         row = first // max(shape[-1], 1)
         rows = bool((row == row[..., :1]).all()) and bool((second // max(shape[-1], 1) == row)[b != 0].all())
-        return source, Pairs(a, first, b, second, rows)
+        return Pairs(a, first, b, second, rows)
 
     def _source(self, last: Node) -> tuple[str, list[Node]] | None:
         """The nearest activation on every way to the node, and the nodes behind it in order."""

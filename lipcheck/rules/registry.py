@@ -9,6 +9,7 @@ import torch
 
 from lipcheck.graph import DependentError, Node
 from lipcheck.operators import IDENTITY, Linear, Normalisation, Operator, Pointwise, Unbounded
+from lipcheck.ranges import distinct
 
 Rule = Callable[[Node], Operator]
 _RULES: dict[Callable[..., Any], Rule] = {}
@@ -36,7 +37,7 @@ def _finite(operator: Operator) -> bool:
     """Whether every weight is a number: folding or standardising can make of finite parameters what is none."""
     fields = [getattr(operator, name, ()) for name in ("weight", "matrix", "matrices", "gain")]
     values = [value for found in fields for value in (found if isinstance(found, tuple) else (found,))]
-    return all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in values if value is not None)
+    return all(bool(torch.isfinite(distinct(torch.as_tensor(value))).all()) for value in values if value is not None)
 
 
 def operator_of(node: Node, rules: Mapping[Callable[..., Any], Rule]) -> Operator:

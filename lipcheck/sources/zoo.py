@@ -25,6 +25,9 @@ NEAREST = 3
 CLIP = (3, 16, 112, 112)
 LARGE_CLIP = (3, 16, 224, 224)
 LARGE_CLIPS = ("mvit", "s3d", "swin3d")
+# Optical flow is of two images: they stand side by side in the input, at the least size that the networks take.
+TWO_IMAGES = ("raft",)
+TWO_IMAGES_SIZE = (6, 128, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,18 @@ class Bare:
     module: nn.Module
     example: Tensor
     keyword: str = ""
+
+
+class SideBySide(nn.Module):
+    """A network of two images as one of both, along the channels; of a list of estimates, the last."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Any:
+        found = self.inner(*x.chunk(2, 1))
+        return found[-1] if isinstance(found, list) else found
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
@@ -78,6 +93,8 @@ def bare(name: str) -> Bare:
         except Exception as error:
             raise SourceError(f"cannot be built ({type(error).__name__}: {reason(error)})") from error
         device = "cpu"
+    if library == "torchvision" and short.startswith(TWO_IMAGES):
+        return Bare(SideBySide(module).eval(), torch.empty((1, *TWO_IMAGES_SIZE), device=device))
     size = blueprint.own_size(module) or blueprint.usual_size or _clip(short)
     return Bare(module, torch.empty((1, *size), device=device), blueprint.keyword)
 

@@ -518,6 +518,29 @@ ROTATIONS: dict[str, tuple[Callable[..., Tensor], float]] = {
 }
 
 
+def test_a_view_is_one_of_any_layout() -> None:
+    (node,) = capture(networks.Function(lambda self, x: x.view(1, 12)), torch.randn(1, 3, 4))[0].nodes
+    numbered = torch.arange(12.0).reshape(1, 4, 3).transpose(1, 2)
+    assert torch.equal(evaluated(node, {node.inputs[0].name: numbered}), numbered.reshape(1, 12))
+
+
+def test_layers_with_the_same_rotation_share_it() -> None:
+    """Each is as large as an activation, and a network has many."""
+    cos, sin = angles(POSITIONS, EVEN)
+
+    def layers(m: Parts, x: Tensor) -> Tensor:
+        first = by_halves(m, x).relu()
+        return by_halves(m, by_halves(m, first).relu() * 2).relu() + by_neighbours(m, first)
+
+    found = [
+        step.operator for step in steps_of(Parts(layers, ROTATED, cos=cos, sin=sin)) if isinstance(step.operator, Pairs)
+    ]
+    different = list({id(operator): operator for operator in found}.values())
+    assert len(found) == 8  # the turned halves and the rotation, four times
+    assert len(different) == 4
+    assert not any(one.same(other) for one in different for other in different if one is not other)
+
+
 @pytest.mark.parametrize("name", ROTATIONS)
 def test_rotary_embeddings_have_the_norm_of_their_matrix(name: str) -> None:
     function, norm = ROTATIONS[name]
