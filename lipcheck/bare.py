@@ -58,7 +58,7 @@ WAY_OUT = "--arch NAME, or a config.json beside them, does"
 class _Question:
     """A norm that is at most `factor` times the largest of the operators'; that of one operator where it is `exact`.
 
-    `known` is the answer where there is nothing to compute.
+    `known` stands in place of the operators where there is nothing to compute.
     """
 
     operators: tuple[Linear, ...] = ()
@@ -145,7 +145,8 @@ def _summary(stream: Stream, name: str, found: Roles, epsilon: float) -> ModelSu
             "transposed or not; not for padding with other values"
         )
     if found.standing or any(weight.norm for weight in found.weights):
-        notes.append(f"batch norms: paired by their names, for every eps of at least {epsilon:g}")
+        hint = "" if epsilon else " (give --bn-eps where more is known: torch's own default is 1e-5)"
+        notes.append(f"batch norms: paired by their names, for every eps of at least {epsilon:g}{hint}")
     return ModelSummary(
         name=name,
         source=stream.source,
@@ -205,9 +206,7 @@ def _bounded(jobs: list[_Job], settings: Settings, clock: Clock) -> list[LayerRe
 
 def _answer(question: _Question, bounds: Sequence[Bound]) -> Bound:
     """What holds whichever of the operators it is about."""
-    if question.known is not None:
-        return question.known
-    largest = max(bounds, key=lambda bound: bound.upper)
+    largest = max([question.known] if question.known else bounds, key=lambda bound: bound.upper)
     if question.exact:
         return largest
     method = f"{largest.method} × {question.factor:.4g}" if question.factor != 1 else largest.method
@@ -274,7 +273,7 @@ def _matrix(matrix: Tensor, *, exact: bool = False) -> _Question:
     """The norm of a matrix; a coarser bound where its Gram matrix does not fit into the memory."""
     if _gram_bytes(min(matrix.shape)) <= _SHARE * available_memory():
         return _Question((Dense(matrix),), exact=exact)
-    return _Question(known=coarse(matrix))
+    return _Question(known=coarse(matrix), exact=exact)
 
 
 def _gram_bytes(side: int) -> int:
@@ -323,10 +322,7 @@ def _merged(tensor: Tensor, own: _Question, gain: Tensor) -> _Question:
         return _Question(known=Bound(0.0, math.inf, "a running variance of 0: give --bn-eps, the least eps"))
     flat = Dense(tensor.flatten(1))
     if own.known is not None or own.factor != 1 or not multiplies_safely(flat, gain):
-        known = None if own.known is None else own.known
         factor = rounding.multiply_up(own.factor, rounding.up(top * (1 + _GAIN_ERROR), 2))
-        if known is not None:
-            return _Question(known=Bound(0.0, rounding.multiply_up(known.upper, factor), known.method))
         return replace(own, factor=factor, exact=False)
     operators: list[Linear] = []
     for groups in readings(tuple(tensor.shape), len(gain)):
