@@ -37,8 +37,9 @@ from lipcheck.progress import Clock
 from lipcheck.report import LayerReport, LeftOut, ModelSummary, NetworkReport, Report, RunSummary
 from lipcheck.sources.budget import available_memory
 from lipcheck.sources.header import Entry
-from lipcheck.sources.roles import REAL, TABLES, VECTORS, BatchNorm, Roles, readings, roles
+from lipcheck.sources.roles import REAL, BatchNorm, Roles, readings, roles
 from lipcheck.sources.streams import Stream, open_stream
+from lipcheck.sources.values import nonfinite
 from lipcheck.sources.wording import plain
 
 # Operators that are bounded side by side hold no more numbers than this.
@@ -214,9 +215,8 @@ def _answer(question: _Question, bounds: Sequence[Bound]) -> Bound:
 
 
 def _jobs(stream: Stream, found: Roles, epsilon: float) -> Iterator[_Job]:
-    for reason in (VECTORS, TABLES):
-        for name in found.left_out.get(reason, ()):
-            _finite(stream, name)
+    for name in found.beside:
+        _finite(stream, name)
     for weight in found.weights:
         tensor = _finite(stream, weight.name)
         own = _question(tensor)
@@ -246,10 +246,7 @@ def _finite(stream: Stream, name: str) -> Tensor:
         part = part.float() if part.element_size() == 1 and part.is_floating_point() else part
         broken += part.numel() - int(torch.isfinite(part).sum())
     if broken:
-        raise WeightsError(
-            f"{plain(stream.path)}: NaN or infinite weights in {plain(name)} ({broken} of {tensor.numel()} elements); "
-            "no bound exists; repair the checkpoint"
-        )
+        raise nonfinite(stream.path, name, broken, tensor.numel())
     return tensor.detach()
 
 

@@ -586,11 +586,11 @@ class _Limits:
 def _checked(model: str, arguments: dict[str, Any], limits: _Limits, *, quiet: bool, debug: bool) -> Report:
     """The audit. Its files are looked at before any library is loaded."""
     from lipcheck.sources.targets import target
-    from lipcheck.sources.vetting import vet
+    from lipcheck.sources.vetting import vet, vet_alone
 
     meant = target(model, arguments["weights"], arguments["arch"])
     for path in meant.files:
-        vet(path)
+        (vet_alone if path == meant.alone else vet)(path)
     if limits.apply(meant.pickled):
         from lipcheck.isolation import check_isolated
 

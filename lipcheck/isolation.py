@@ -22,7 +22,8 @@ from lipcheck.errors import LipcheckError
 from lipcheck.report import Report
 
 MEMORY_SHARE = 0.8  # of the memory that is free, where no limit is given
-_KILLED = 9
+# What torch and the dynamic loader say where memory is refused.
+_SHORT = ("can't allocate memory", "not enough memory", "failed to map segment", "Cannot allocate memory")
 
 
 class IsolationError(LipcheckError):
@@ -116,7 +117,7 @@ def main() -> None:
         if task["debug"]:
             traceback.print_exc()
         text = str(error)
-        short = isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text
+        short = isinstance(error, MemoryError) or any(sign in text for sign in _SHORT)
         answer = {"error": "MemoryError" if short else type(error).__name__, "message": text}
     json.dump(answer, answering)
     answering.close()

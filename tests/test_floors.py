@@ -113,7 +113,7 @@ WITHOUT_TORCH = {
     ),
     # A file is refused, and another process started, before torch is there.
     *("isolation", "sources.__init__", "sources.wording", "sources.header", "sources.archive", "sources.shards"),
-    *("sources.config", "sources.vetting", "sources.targets"),
+    *("sources.config", "sources.vetting", "sources.targets", "sources.roles", "sources.values"),
     *("renderers.notebook", "renderers.files", "renderers.coverage", "__init__"),
 }
 

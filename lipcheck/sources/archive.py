@@ -43,6 +43,8 @@ def refuse_unsound(path: Path, start: bytes, size: int) -> None:
         _refuse_unsound_pickle(path, refuse_unsound_archive(path, size))
     elif start.startswith(PICKLE):
         _refuse_unsound_stream(path, size)
+    else:
+        raise no_checkpoint(path)
 
 
 def refuse_unsound_archive(path: Path, size: int) -> dict[str, int]:
@@ -62,6 +64,11 @@ def refuse_unsound_archive(path: Path, size: int) -> dict[str, int]:
     if (unfolded := sum(entry.file_size for entry in entries)) > size:
         raise WeightsError(f"{plain(path)}: archive entries of {unfolded} bytes in a file of {size} bytes; refused")
     return {entry.filename: entry.file_size for entry in entries}
+
+
+def no_checkpoint(path: Path) -> WeightsError:
+    """The error for a file that begins as no checkpoint does."""
+    return WeightsError(f"{plain(path)}: no checkpoint, neither safetensors nor a file of torch.save")
 
 
 def asks_for(name: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lipcheck.errors import WeightsError
-from lipcheck.sources.archive import PICKLE, ZIP, asks_for, refuse_unsound_archive
+from lipcheck.sources.archive import PICKLE, ZIP, asks_for, no_checkpoint, refuse_unsound_archive
 from lipcheck.sources.header import entries, refuse_count
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.vetting import beginning, is_safetensors
@@ -84,7 +84,7 @@ def _read_archive(path: Path, start: bytes, size: int) -> Any:
     if start.startswith(ZIP):
         refuse_unsound_archive(path, size)
     elif not start.startswith(PICKLE):
-        raise WeightsError(f"{_shown(path)}: no checkpoint, neither safetensors nor a file of torch.save")
+        raise no_checkpoint(path)
     return _read_torch(path, in_place=start.startswith(ZIP))
 
 

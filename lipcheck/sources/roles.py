@@ -77,6 +77,18 @@ class Roles:
     standing: tuple[BatchNorm, ...]  # batch norms that no weight's name is surely paired with
     left_out: Mapping[str, tuple[str, ...]]  # reason -> names
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The names of what is not bounded and has to be finite all the same."""
+        return tuple(name for reason in (VECTORS, TABLES) for name in self.left_out.get(reason, ()))
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The names of all tensors whose numbers matter."""
+        behind = [weight.norm for weight in self.weights if weight.norm is not None]
+        gains = [name for norm in (*self.standing, *behind) for name in (norm.variance, norm.gain) if name]
+        return (*(weight.name for weight in self.weights), *self.beside, *gains)
+
 
 def roles(path: Path, entries: Mapping[str, Entry]) -> Roles:
     """What each tensor is taken for.

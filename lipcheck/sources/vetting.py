@@ -7,7 +7,9 @@ from pathlib import Path
 from lipcheck.errors import WeightsError
 from lipcheck.sources.archive import refuse_unsound
 from lipcheck.sources.header import entries
+from lipcheck.sources.roles import roles
 from lipcheck.sources.shards import INDEX, INDEX_SUFFIX, sharded_entries
+from lipcheck.sources.values import refuse_nonfinite
 from lipcheck.sources.wording import plain
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -37,6 +39,20 @@ def vet(path: Path) -> None:
         entries(path)
     else:
         refuse_unsound(path, start, size)
+
+
+def vet_alone(path: Path) -> None:
+    """As `vet`, for weights that are audited by themselves: quantised ones, and NaN in small files, too.
+
+    Errors: WeightsError.
+    """
+    vet(path)
+    if path.is_dir():
+        path = next((path / name for name in (INDEX, "model.safetensors") if (path / name).is_file()), path)
+    if path.name.endswith(INDEX_SUFFIX):
+        roles(path, {name: entry for name, (_, entry) in sharded_entries(path).items()})
+    elif path.is_file() and path.suffix != ONNX_SUFFIX and is_safetensors(path, beginning(path)[1]):
+        refuse_nonfinite(path, roles(path, entries(path)).read)
 
 
 def beginning(path: Path) -> tuple[int, bytes]:
