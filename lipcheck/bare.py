@@ -19,9 +19,8 @@ one; the report says so. Source: maths, section 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,14 +30,14 @@ from lipcheck.bound import Bound
 from lipcheck.engines.enclose import enclose
 from lipcheck.engines.gram import magnitude_of, scaled_by_power
 from lipcheck.engines.settings import Settings
-from lipcheck.errors import UsageError, WeightsError
+from lipcheck.errors import WeightsError
 from lipcheck.operators import Dense, InfiniteConvolution, Linear, multiplies_safely, scaled_rows
 from lipcheck.progress import Clock
 from lipcheck.report import LayerReport, LeftOut, ModelSummary, NetworkReport, Report, RunSummary
 from lipcheck.sources.budget import available_memory
 from lipcheck.sources.header import Entry
 from lipcheck.sources.roles import REAL, BatchNorm, Roles, readings, roles
-from lipcheck.sources.streams import Stream, open_stream
+from lipcheck.sources.streams import Stream
 from lipcheck.sources.values import nonfinite
 from lipcheck.sources.wording import plain
 
@@ -82,27 +81,6 @@ class _Job:
     @property
     def operators(self) -> tuple[Linear, ...]:
         return (*self.own.operators, *(self.merged.operators if self.merged else ()))
-
-
-def audit_alone(
-    path: Path,
-    settings: Settings,
-    clock: Clock,
-    *,
-    refused: Mapping[str, object],
-    ema: bool,
-    bn_eps: float,
-    maker: Mapping[str, str],
-) -> Report:
-    """The audit of a file or a folder of weights by the program `maker`; `refused` are options that ask for a network.
-
-    Errors: UsageError for one of them; SourceError and its kinds for what cannot be read.
-    """
-    asked = [option for option, value in refused.items() if value not in (None, (), False, "")]
-    if asked:
-        raise UsageError(f"{asked[0]} is for a network, and {NOT_CLAIMED}; {WAY_OUT}")
-    report = audit_stream(open_stream(path, ema=ema), str(path), settings, bn_eps, clock)
-    return replace(report, run=replace(report.run, versions={**maker, **report.run.versions}))
 
 
 def audit_stream(stream: Stream, name: str, settings: Settings, epsilon: float, clock: Clock) -> Report:

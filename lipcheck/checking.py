@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lipcheck import certificate as certificates
 from lipcheck import rounding, sources
+from lipcheck.alone import audit_file
 from lipcheck.audit import LayerAudit, audit_layers
-from lipcheck.bare import audit_alone
 from lipcheck.capture import capture
 from lipcheck.certifying import certificate_of
 from lipcheck.domains import Domain
@@ -134,7 +134,7 @@ def check(
                 "--tight": tight,
             }
             given |= {"--method": methods, "--heads": heads, "--partial": partial}
-            return audit_alone(meant.alone, settings, clock, refused=given, ema=ema, bn_eps=float(bn_eps), maker=maker)
+            return audit_file(meant.alone, settings, clock, refused=given, ema=ema, bn_eps=float(bn_eps), maker=maker)
         loaded = open_model(model, example, weights, seed, input_size, partial=partial, ema=ema)
         region = None if wanted is None else open_region(wanted, loaded)
         book = gather(rules, plugins=plugins)  # a factory's module may have registered some

@@ -79,10 +79,11 @@ def _refuse_wrong_bounds(path: Path, report: object) -> None:
     rows = {row.layer: row for row in report.layers}  # type: ignore[attr-defined]
     with safe_open(path, framework="pt") as file:
         for name in list(file.keys()):
-            row = rows.get(name.removesuffix("weight").removesuffix("."))
-            if row is None or row.kind == "batch_norm":
+            tensor = file.get_tensor(name)
+            row = rows.get(name) or rows.get(name.removesuffix("weight").removesuffix("."))
+            if row is None or row.kind == "batch_norm" or tensor.dim() < 2 or not tensor.is_floating_point():
                 continue
-            tensor = file.get_tensor(name).double()
+            tensor = tensor.double()
             least = torch.linalg.matrix_norm(tensor, 2) if tensor.dim() == 2 else tensor.flatten(1).norm(dim=1).max()
             assert float(least) <= row.bound.upper * SLACK, f"{name}: {float(least)} above {row.bound.upper}"
 

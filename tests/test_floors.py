@@ -56,7 +56,9 @@ FLOORS = {
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
+    "lipcheck.alone": 6,
     "lipcheck.bare": 6,
+    "lipcheck.onnx_layers": 6,
     "lipcheck.partial": 6,
     "lipcheck.isolation": 6,
     "lipcheck.rows": 6,
@@ -98,7 +100,7 @@ PERMITTED = {
 }
 
 # Heavy or optional libraries are imported in the function that needs them, by whoever needs them.
-NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub"}
+NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub", "onnx"}
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
     *("proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),

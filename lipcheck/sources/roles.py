@@ -107,7 +107,9 @@ def roles(path: Path, entries: Mapping[str, Entry]) -> Roles:
         if reason:
             left.setdefault(reason, []).append(name)
         else:
-            weights.append(Weight(name, _module(name), entries[name].shape))
+            module = _module(name)
+            layer = name if module in entries or (not module and len(entries) > 1) else module
+            weights.append(Weight(name, layer, entries[name].shape))
     if not weights and not norms:
         raise WeightsError(f"{plain(path)}: holds no weights of a linear layer, only {_counted(left)}")
     return paired(weights, norms, {reason: tuple(names) for reason, names in left.items()})

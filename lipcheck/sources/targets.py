@@ -32,8 +32,8 @@ class Target:
 
     @property
     def pickled(self) -> bool:
-        """Whether one of the files is in a format of torch.save."""
-        return any(_held(path).suffix in TORCH_SUFFIXES for path in self.files)
+        """Whether one of the files is in a format of torch.save, or in one that a parser in C++ takes whole."""
+        return any(_held(path).suffix in (*TORCH_SUFFIXES, ONNX_SUFFIX) for path in self.files)
 
 
 def target(model: str, weights: str = "pretrained", arch: str | None = None) -> Target:
