@@ -125,7 +125,6 @@ def check(
         clock = Clock(display)
         clock.stage("loading the model")
         if meant is not None and meant.alone is not None:
-            maker = {"lipcheck": version()}
             sized = input_size is not None or example is not None
             given: dict[str, object] = {
                 "--domain": domain,
@@ -134,7 +133,15 @@ def check(
                 "--tight": tight,
             }
             given |= {"--method": methods, "--heads": heads, "--partial": partial}
-            return audit_file(meant.alone, settings, clock, refused=given, ema=ema, bn_eps=float(bn_eps), maker=maker)
+            return audit_file(
+                meant.alone,
+                settings,
+                clock,
+                refused=given,
+                ema=ema,
+                bn_eps=float(bn_eps),
+                maker={"lipcheck": version()},
+            )
         loaded = open_model(model, example, weights, seed, input_size, partial=partial, ema=ema)
         region = None if wanted is None else open_region(wanted, loaded)
         book = gather(rules, plugins=plugins)  # a factory's module may have registered some

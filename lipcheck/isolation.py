@@ -109,6 +109,7 @@ def main() -> None:
     """Read a task, and write its answer."""
     answering = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     task = json.load(sys.stdin)
+    answer: dict[str, Any]
     try:
         if not str(task["arguments"].get("device") or "").startswith("cuda"):
             _limit(task["memory"])
@@ -126,7 +127,9 @@ def main() -> None:
 def _audited(task: Mapping[str, Any]) -> Report:
     from lipcheck.progress import Display, Silent
 
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in task["arguments"].items()}
+    arguments: Any = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in task["arguments"].items()
+    }
     progress = Silent() if task["quiet"] else Display()
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))

@@ -90,7 +90,7 @@ def read_onnx(path: Path) -> OnnxFile:
     if not model.graph.node:
         raise WeightsError(f"{plain(path)}: no ONNX model (its graph has no nodes)")
     _refuse_quantised(path, model)
-    model = _inlined(onnx, path, model)
+    model = _inlined(path, model)
     for graph, depth in _graphs(path, model.graph):
         del graph.value_info[:]
         for value in (*graph.output, *(graph.input if depth else ())):
@@ -126,14 +126,14 @@ def _refuse_quantised(path: Path, model: Any) -> None:
         raise WeightsError(f"{plain(path)}: quantised ({kinds} in {some(found)}); give the original model")
 
 
-def _inlined(onnx: Any, path: Path, model: Any) -> Any:
+def _inlined(path: Path, model: Any) -> Any:
     """The model with the functions that it brings written out where they are called."""
     if not model.functions:
         return model
     try:
-        import onnx.inliner
+        from onnx import inliner
 
-        return onnx.inliner.inline_local_functions(model)
+        return inliner.inline_local_functions(model)
     except Exception as error:  # whatever the inliner makes of a stranger's functions
         raise WeightsError(f"{plain(path)}: its functions cannot be written out ({reason(error)})") from error
 
@@ -188,7 +188,9 @@ class _Reader:
 
     def _graph(self, graph: Any, constants: Mapping[str, Any], *, inner: bool) -> None:
         """The layers of one graph, which sees the constants of the graphs around it."""
-        constants = {**constants, **{tensor.name: tensor for tensor in graph.initializer}}
+        given = {value.name for value in graph.input}
+        constants = {name: tensor for name, tensor in constants.items() if name not in given}
+        constants |= {tensor.name: tensor for tensor in graph.initializer}
         # Of a graph within another nothing is said: whoever wrote it declares what comes in.
         sizes = {} if inner else {value.name: _shape(value) for value in (*graph.input, *graph.value_info)}
         before: dict[str, int] = {}
