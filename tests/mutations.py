@@ -78,9 +78,11 @@ def _refuse_wrong_bounds(path: Path, report: object) -> None:
     """Matrices against their singular values, kernels against the longest of their own outputs."""
     rows = {row.layer: row for row in report.layers}  # type: ignore[attr-defined]
     with safe_open(path, framework="pt") as file:
-        for name in list(file.keys()):
+        names = set(file.keys())
+        for name in names:
             tensor = file.get_tensor(name)
-            row = rows.get(name) or rows.get(name.removesuffix("weight").removesuffix("."))
+            module = name.removesuffix("weight").removesuffix(".")
+            row = rows.get(name if name in rows or module in names else module)
             if row is None or row.kind == "batch_norm" or tensor.dim() < 2 or not tensor.is_floating_point():
                 continue
             tensor = tensor.double()
