@@ -26,9 +26,13 @@ class Target:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files and folders of a stranger that this will read."""
+        if self.alone is not None:
+            return (self.alone,)
         named = [Path(self.weights).expanduser()] if self.weights not in ("pretrained", "random") else []
-        written = Path(self.model).expanduser()
-        return tuple(dict.fromkeys([path for path in (*named, self.alone or written) if path.exists()]))
+        folder = Path(self.model).expanduser()
+        # A name without a separator is that of a model, whatever lies under it here.
+        named += [folder] if _is_path(self.model) and folder.is_dir() else []
+        return tuple(path for path in named if path.exists())
 
     @property
     def pickled(self) -> bool:
@@ -80,12 +84,15 @@ def _of_weights(path: Path, model: str) -> bool:
         return False
     try:
         if path.is_dir():
-            separated = "/" in model or model.startswith(".")
-            return separated and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))
+            return _is_path(model) and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))
         suffixed = path.suffix in (*WEIGHT_SUFFIXES, ONNX_SUFFIX) or path.name.endswith(INDEX_SUFFIX)
         return path.exists() and suffixed
     except (OSError, ValueError):
         return False
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or "\\" in model or model.startswith((".", "~"))
 
 
 def _held(path: Path) -> Path:

@@ -194,6 +194,8 @@ def test_a_path_is_no_network_of_the_same_name(tmp_path, monkeypatch):
     save_file(FIRST, tmp_path / "resnet18" / "model.safetensors")
     assert target("resnet18").alone is None
     assert target("./resnet18").alone == Path("resnet18")
+    (tmp_path / "demo").write_text("no checkpoint")
+    assert target("demo").files == target("resnet18").files == ()
 
 
 # Published pieces
