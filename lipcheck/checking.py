@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lipcheck import certificate as certificates
 from lipcheck import rounding, sources
+from lipcheck.alone import audit_file
 from lipcheck.audit import LayerAudit, audit_layers
 from lipcheck.cached import kept
 from lipcheck.capture import capture
@@ -32,12 +33,14 @@ from lipcheck.opening import (
     with_threads,
 )
 from lipcheck.operators import Nonlinear
+from lipcheck.partial import held_part
 from lipcheck.plugins import Rules, gather
 from lipcheck.progress import Clock, Progress
 from lipcheck.report import ModelSummary, NetworkReport, Report, RunSummary, TighteningStep
 from lipcheck.rows import embedding_tables
 from lipcheck.rules import operator_of
 from lipcheck.simplify import simplify
+from lipcheck.sources.targets import target
 from lipcheck.steps import Step
 
 
@@ -63,8 +66,14 @@ def check(
     rules: Rules | None = None,
     plugins: bool = True,
     cache: bool = True,
+    arch: str | None = None,
+    partial: bool = False,
+    ema: bool = False,
+    bn_eps: float = 0.0,
 ) -> Report:
     """The audit of one network: every linear layer enclosed, and the network bounded.
+
+    A checkpoint without a config beside it has its weights bounded one by one, and no bound on the network.
 
     A module in hand is left as it was found: mode, device, hooks, gradients, random state.
 
@@ -79,7 +88,10 @@ def check(
         `certificate` names a file for the proofs of the bounds, which `lipcheck.verify` checks again.
         `rules` are further rules, as `lipcheck.rule` makes them; `plugins` says whether those registered in this
         process and those of installed packages are used. `cache` says whether bounds of earlier audits of the same
-        layers are taken, and those of this audit kept, in the user's cache folder.
+        layers are taken, and those of this audit kept, in the user's cache folder. `arch` is the network whose weights
+        the checkpoint `model` holds, "none" to audit them alone; `partial` audits the layers whose weights it holds
+        where others are missing; `ema` takes the averages that training kept. `bn_eps` is the least eps of any batch
+        norm, where the weights are audited alone.
     Errors: UsageError for an option that means nothing; SourceError for a model or weights that cannot be opened;
         CaptureError where the graph cannot be had.
     """
@@ -101,13 +113,39 @@ def check(
         raise UsageError(f"methods is {methods!r}; give names such as ('gram', 'lipbound')")
     methods = check_names((methods,) if isinstance(methods, str) else tuple(methods))
     wanted = wanted_domain(domain)
+    if not (isinstance(bn_eps, int | float) and 0 <= bn_eps < math.inf):
+        raise UsageError(f"bn_eps is {bn_eps!r}; give a small number, such as 1e-5")
+    meant = None
+    if isinstance(model, str):
+        meant = target(model, weights, arch)
+        model, weights = meant.model, meant.weights
+    elif arch is not None:
+        raise UsageError("an architecture is named for a checkpoint; a module in hand is one already")
     memory = memory or memory_for(tight=tight)
     budget = math.inf if time_budget is None else float(time_budget)
     settings = Settings(tolerance, chosen_device(device), memory, tight, budget)
     with with_threads(threads), displayed(progress) as display:
         clock = Clock(display)
         clock.stage("loading the model")
-        loaded = open_model(model, example, weights, seed, input_size)
+        if meant is not None and meant.alone is not None:
+            sized = input_size is not None or example is not None
+            given: dict[str, object] = {
+                "--domain": domain,
+                "--input": sized,
+                "--certificate": certificate,
+                "--tight": tight,
+            }
+            given |= {"--method": methods, "--heads": heads, "--partial": partial}
+            return audit_file(
+                meant.alone,
+                settings,
+                clock,
+                refused=given,
+                ema=ema,
+                bn_eps=float(bn_eps),
+                maker={"lipcheck": version()},
+            )
+        loaded = open_model(model, example, weights, seed, input_size, partial=partial, ema=ema)
         region = None if wanted is None else open_region(wanted, loaded)
         book = gather(rules, plugins=plugins)  # a factory's module may have registered some
         for problem in book.problems:
@@ -140,10 +178,11 @@ def check(
                 maker = f"lipcheck {version()}"
                 certificates.write(certificate_of(loaded, chosen, seed, maker, steps, audit.bound_of), certificate)
         clock.stop()
-        return Report(
+        network = _network(audit, sampled[0], samples, "" if region is None else region.described)
+        report = Report(
             model=_summary(loaded, graph.output_name),
             layers=audit.layers,
-            network=_network(audit, sampled[0], samples, "" if region is None else region.described),
+            network=network,
             unsupported=audit.unsupported,
             embeddings=audit.embeddings,
             run=RunSummary(
@@ -157,6 +196,7 @@ def check(
                 notes=(*book.notes(graph.nodes), *audit.notes, *_hints(audit, steps, region, loaded)),
             ),
         )
+        return held_part(report, loaded.missing) if loaded.missing else report
 
 
 def _hints(

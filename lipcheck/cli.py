@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -83,6 +84,10 @@ Examples:
 
   lipcheck resnet50 --weights random --input 3x160x160
 
+  lipcheck model.safetensors
+
+  lipcheck checkpoint.pth --arch resnet50
+
   lipcheck vit_tiny_patch16_224 --domain box:0,1
 
   lipcheck mypackage.models:build --input 1x28x28 --weights model.safetensors
@@ -140,7 +145,7 @@ def audit(
             metavar="MODEL",
             autocompletion=_complete(completion.model_names),
             help="demo, a timm name (resnet50), torchvision:NAME, hf:ORG/NAME, a folder of transformers with its "
-            "weights, or package.module:function that builds a torch module.",
+            "weights, package.module:function that builds a torch module, or a checkpoint: .safetensors, .pth, .onnx.",
             show_default=False,
         ),
     ],
@@ -153,6 +158,29 @@ def audit(
             metavar="WHICH",
         ),
     ] = "pretrained",
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that the checkpoint MODEL is of; none to bound its weights one by one.",
+            autocompletion=_complete(completion.model_names),
+            rich_help_panel=_MODEL,
+            metavar="NAME",
+        ),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Audit what fits of a checkpoint.", rich_help_panel=_MODEL, metavar=""),
+    ] = False,
+    ema: Annotated[
+        bool,
+        typer.Option("--ema", help="Take a checkpoint's averaged weights.", rich_help_panel=_MODEL, metavar=""),
+    ] = False,
+    bn_eps: Annotated[
+        float,
+        typer.Option(
+            help="Least eps of batch norms, where weights stand alone.", min=0, rich_help_panel=_MODEL, metavar="X"
+        ),
+    ] = 0.0,
     seed: Annotated[
         int, typer.Option(help="Of random weights and of all sampling.", min=0, rich_help_panel=_MODEL, metavar="N")
     ] = 0,
@@ -184,6 +212,24 @@ def audit(
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=_COMPUTING, metavar="N")
+    ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate/--no-isolate",
+            help="In a process of its own, with limits; default for files of torch.save.",
+            rich_help_panel=_COMPUTING,
+            metavar="",
+        ),
+    ] = None,
+    isolate_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Of that process, like 8GB; most of what is free.", rich_help_panel=_COMPUTING, metavar="SIZE"
+        ),
+    ] = None,
+    isolate_time: Annotated[
+        str | None, typer.Option(help="Of that process, like 10min.", rich_help_panel=_COMPUTING, metavar="TIME")
     ] = None,
     method: Annotated[
         str | None,
@@ -307,7 +353,16 @@ def audit(
         "heads": heads,
         "tight": tight,
         "time_budget": None if time_budget is None else options.seconds(time_budget),
+        "arch": arch,
+        "partial": partial,
+        "ema": ema,
+        "bn_eps": bn_eps,
     }
+    limits = _Limits(
+        isolate,
+        None if isolate_memory is None else options.memory(isolate_memory),
+        None if isolate_time is None else options.seconds(isolate_time),
+    )
     from lipcheck.renderers import describe, files
 
     describe.check_choice(sort, top)
@@ -316,7 +371,7 @@ def audit(
     if certificate is not None:
         _check_certificate(certificate, json)
         arguments["certificate"] = certificate
-    report = _checked(model, arguments, quiet=quiet, debug=debug)
+    report = _checked(model, arguments, limits, quiet=quiet, debug=debug)
     if json == "-":
         _emit(lambda out: print(report.to_json(), file=out))
     else:
@@ -325,6 +380,9 @@ def audit(
         from lipcheck.renderers import terminal
 
         _emit(lambda out: terminal.print_report(report, file=out, sort=sort, top=top, layers=layers))
+    if require_finite and not report.network.claimed:
+        _say(f"no bound on the network is claimed: {report.network.reason}")
+        return 3
     if require_finite and report.network.log10_upper == math.inf:
         _say(f"the network's bound is infinite: {report.network.reason or 'an operation has none'}")
         return 3
@@ -560,8 +618,37 @@ def schema() -> None:
     _emit(lambda out: out.write(text))
 
 
-def _checked(model: str, arguments: dict[str, Any], *, quiet: bool, debug: bool) -> Report:
-    """The audit."""
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Whether an audit has a process of its own, None for where its files ask for one, and what that may use."""
+
+    wanted: bool | None
+    memory: int | None
+    seconds: float | None
+
+    def apply(self, pickled: bool) -> bool:
+        """Whether this audit is isolated.
+
+        Errors: UsageError for limits that nothing keeps.
+        """
+        limited = self.memory is not None or self.seconds is not None
+        if limited and self.wanted is False:
+            raise UsageError("limits are kept in a process of its own; leave out --no-isolate")
+        return bool(self.wanted) or limited or (self.wanted is None and pickled)
+
+
+def _checked(model: str, arguments: dict[str, Any], limits: _Limits, *, quiet: bool, debug: bool) -> Report:
+    """The audit. Its files are looked at before any library is loaded."""
+    from lipcheck.sources.targets import target
+    from lipcheck.sources.vetting import vet, vet_alone
+
+    meant = target(model, arguments["weights"], arguments["arch"])
+    for path in meant.files:
+        (vet_alone if path == meant.alone else vet)(path)
+    if limits.apply(meant.pickled):
+        from lipcheck.isolation import check_isolated
+
+        return check_isolated(model, arguments, memory=limits.memory, seconds=limits.seconds, quiet=quiet, debug=debug)
 
     def run(progress: Any) -> Report:
         from lipcheck.checking import check

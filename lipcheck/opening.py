@@ -24,15 +24,24 @@ from lipcheck.sources.weights import refuse_nonfinite
 
 
 def open_model(
-    model: str | nn.Module, example: Tensor | None, weights: str, seed: int, input_size: tuple[int, ...] | None
+    model: str | nn.Module,
+    example: Tensor | None,
+    weights: str,
+    seed: int,
+    input_size: tuple[int, ...] | None,
+    *,
+    partial: bool = False,
+    ema: bool = False,
 ) -> sources.LoadedModel:
     """A name or a module in hand, with one input of the right shape.
+
+    `partial` lets weights be missing from a checkpoint, `ema` takes its averages.
 
     Errors: SourceError, UsageError.
     """
     if isinstance(model, nn.Module):
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-        if weights != "pretrained":
+        if weights != "pretrained" or partial or ema:
             raise UsageError("weights are chosen for a model that is named; a module in hand is audited as it is")
         refuse_nonfinite(model)
         return sources.LoadedModel(
@@ -47,7 +56,7 @@ def open_model(
         raise UsageError(f"model is a {type(model).__name__}; give a name or a torch.nn.Module")
     if example is not None:
         input_size = tuple(example.shape[1:])
-    return sources.load(model, weights=weights, seed=seed, input_size=input_size)
+    return sources.load(model, weights=weights, seed=seed, input_size=input_size, partial=partial, ema=ema)
 
 
 def _example(module: nn.Module, example: Tensor | None, input_size: tuple[int, ...] | None, seed: int) -> Tensor:

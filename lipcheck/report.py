@@ -112,11 +112,22 @@ class NetworkReport:
     # What holds log-bound and has no row, such as normalisations and activations: operation -> share, as `share` there.
     elsewhere: dict[str, float] = field(default_factory=dict)
     tightening: tuple[TighteningStep, ...] = ()  # in order; empty where no finite bound is known
+    # False where the layers stand by themselves, their connections unknown or some of them missing: then nothing is
+    # said of a network, its numbers are infinite, and `reason` tells why.
+    claimed: bool = True
 
     def __post_init__(self) -> None:
         assert not math.isnan(self.log10_upper), "a bound is never nan"
         assert not math.isnan(self.log10_product), "a bound is never nan"
         assert 0 <= self.lower < math.inf, f"no norm that was evaluated is {self.lower}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Tensors of a checkpoint that were not bounded, and why."""
+
+    reason: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +163,7 @@ class Report:
     unsupported: tuple[UnsupportedOperation, ...]
     run: RunSummary
     embeddings: tuple[EmbeddingReport, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()  # of weights without an architecture
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:

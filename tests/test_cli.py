@@ -123,18 +123,20 @@ def test_defaults_and_every_option_arrive(audit):
         **{"tolerance": 1e-3, "memory": None, "threads": None, "samples": 2},
         **{"methods": (), "domain": None, "heads": False, "tight": False, "time_budget": None, "plugins": True},
         **{"cache": True},
+        **{"arch": None, "partial": False, "ema": False, "bn_eps": 0.0},
     }
     line = (
         "--weights random --seed 3 resnet50 --input 3×64,32 --device cuda:0 --tolerance 0.01 --memory 2GB --threads 1"
     )
     line += " --method gram,lipbound --tight --time-budget 2min --domain box:0,1 --heads --no-cache"
+    line += " --partial --ema --bn-eps 1e-5 --no-isolate"
     assert audit(*line.split(), "--samples", "0", "-q") == 0
     audit.given.pop("progress")
     assert audit.given == {
         **{"model": "resnet50", "weights": "random", "seed": 3, "input_size": (3, 64, 32), "device": "cuda:0"},
         **{"tolerance": 0.01, "memory": 2 * 10**9, "threads": 1, "samples": 0},
         **{"methods": ("gram", "lipbound"), "domain": "box:0,1", "heads": True, "tight": True, "time_budget": 120.0},
-        **{"plugins": True, "cache": False},
+        **{"plugins": True, "cache": False, "arch": None, "partial": True, "ema": True, "bn_eps": 1e-5},
     }
 
 

@@ -59,6 +59,11 @@ FLOORS = {
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
+    "lipcheck.alone": 6,
+    "lipcheck.bare": 6,
+    "lipcheck.onnx_layers": 6,
+    "lipcheck.partial": 6,
+    "lipcheck.isolation": 6,
     "lipcheck.rows": 6,
     "lipcheck.opening": 6,
     "lipcheck.coverage": 6,
@@ -98,7 +103,7 @@ PERMITTED = {
 }
 
 # Heavy or optional libraries are imported in the function that needs them, by whoever needs them.
-NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub"}
+NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning", "ray", "huggingface_hub", "onnx"}
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
     *("cache", "proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),
@@ -111,6 +116,9 @@ WITHOUT_TORCH = {
         "renderers.table",
         "renderers.terminal",
     ),
+    # A file is refused, and another process started, before torch is there.
+    *("isolation", "sources.__init__", "sources.wording", "sources.header", "sources.archive", "sources.shards"),
+    *("sources.config", "sources.vetting", "sources.targets", "sources.roles", "sources.values"),
     *("renderers.notebook", "renderers.files", "renderers.coverage", "__init__"),
 }
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lipcheck import propagate as propagation
 from lipcheck.capture import capture
 from lipcheck.engines.enclose import enclose
 from lipcheck.graph import Graph

@@ -205,8 +205,15 @@ def matrix_magnitude(*blocks: Tensor, terms: int = 1) -> float:
     column = max(float(block.abs().sum(0).max()) for block in blocks)
     squares = sum(float(block.square().sum()) for block in blocks)
     count = sum(block.numel() for block in blocks)
-    tightest = min(squares, float(rows.max()) * column)
-    return float(tightest**0.5) * (1 + rounding.gamma(count + terms + 8)) + rounding.UNDERFLOW
+    return magnitude_of(float(rows.max()), column, squares, count + terms)
+
+
+def magnitude_of(row: float, column: float, squares: float, terms: int) -> float:
+    """At least the spectral norm of |M|: the largest sums of its rows and columns and that of its squares, computed.
+
+    `terms` numbers, or fewer, were added for each sum.
+    """
+    return float(min(squares, row * column) ** 0.5) * (1 + rounding.gamma(terms + 8)) + rounding.UNDERFLOW
 
 
 def _autocorrelation_pairs(exponents: Tensor) -> tuple[Tensor, list[list[tuple[int, int]]]]:

@@ -12,7 +12,7 @@ from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.engines import lanczos
 from lipcheck.engines.certified import certify
-from lipcheck.engines.gram import half_product, matrix_magnitude, proves, scaled_by_power
+from lipcheck.engines.gram import half_product, magnitude_of, matrix_magnitude, proves, scaled_by_power
 from lipcheck.engines.search import top_eigenpairs
 from lipcheck.engines.settings import Settings
 from lipcheck.proof import MatrixProof, Proof, ZeroProof
@@ -23,6 +23,10 @@ _SMALL = 128
 _STEPS, _ACCURACY = 200, 1e-13
 # Columns whose moduli are held at once.
 _COLUMNS = 8192
+# A matrix with more entries is never held in float64 as a whole, but by columns, so many entries at once.
+_LARGE, _BLOCK = 1 << 22, 1 << 23
+# Rows of which only the lower half of a Gram matrix is formed.
+_ROWS = 1024
 
 
 def bound_matrices(batch: Tensor, uncertainty: float, settings: Settings) -> Bound:
@@ -50,15 +54,18 @@ def bound_matrices(batch: Tensor, uncertainty: float, settings: Settings) -> Bou
 
 
 def bound_each(matrices: Sequence[Tensor], uncertainties: Sequence[float], settings: Settings) -> list[Bound]:
-    """The norm of every matrix by itself, all of them in one batch.
+    """The norm of every matrix by itself, all of them in one batch; a large one by blocks of its columns.
 
     Shapes: (rows, columns) each, the same but for transposition.
     """
+    if len(matrices) == 1 and matrices[0].numel() > _LARGE:
+        return [_bound_by_columns(matrices[0].detach(), uncertainties[0], settings)]
     wide = [matrix.detach() if matrix.shape[0] <= matrix.shape[1] else matrix.detach().T for matrix in matrices]
     exponents = [math.frexp(float(matrix.abs().max()))[1] if matrix.numel() else 0 for matrix in wide]
     scaled = torch.stack([scaled_by_power(one.cpu(), -e) for one, e in zip(wide, exponents, strict=True)])
     magnitude = _magnitudes(scaled)
-    mu, vectors = _proved(scaled, magnitude, settings)
+    gram = half_product(scaled.to(settings.device))
+    mu, vectors = _proved(gram, magnitude, scaled.shape[2], settings)
     bounds = []
     for one, vector, size, bound, exponent, uncertainty in zip(
         scaled, vectors, magnitude.tolist(), mu.tolist(), exponents, uncertainties, strict=True
@@ -73,18 +80,64 @@ def bound_each(matrices: Sequence[Tensor], uncertainties: Sequence[float], setti
     return bounds
 
 
-def _proved(scaled: Tensor, magnitude: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def _bound_by_columns(matrix: Tensor, uncertainty: float, settings: Settings) -> Bound:
+    """The norm of one matrix in its own format, of which float64 holds its Gram matrix and a block of columns."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    rows, columns = wide.shape
+    width = max(1, _BLOCK // rows)
+    # The entry of largest modulus, without a copy of the matrix.
+    largest = max(abs(float(wide.min())), abs(float(wide.max())))
+    if largest == 0:
+        return Bound(0.0, 0.0, "matrix", proof=ZeroProof())
+    exponent = math.frexp(largest)[1]
+    gram = torch.zeros(rows, rows, dtype=torch.float64, device=settings.device)
+    sums = torch.zeros(rows, dtype=torch.float64)
+    column = squares = 0.0
+    for block in torch.split(wide, width, dim=1):
+        scaled = scaled_by_power(block, -exponent).to(settings.device)
+        for low in range(0, rows, _ROWS):
+            strip = scaled[low : low + _ROWS]
+            gram[low:, low : low + _ROWS].addmm_(scaled[low:], strip.T)
+        moduli = scaled.abs_()
+        sums += moduli.sum(1).cpu()
+        column = max(column, float(moduli.sum(0).max()))
+        squares += float(moduli.square_().sum())
+    size = magnitude_of(float(sums.max()), column, squares, matrix.numel())
+    for low in range(0, rows, _ROWS):
+        # The upper half is the lower one's mirror image.
+        gram[low : low + _ROWS, low + _ROWS :] = gram[low + _ROWS :, low : low + _ROWS].T
+        corner = gram[low : low + _ROWS, low : low + _ROWS]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+    mu, vectors = _proved(gram[None], torch.tensor([size], dtype=torch.float64), columns, settings)
+    blocks = torch.split(wide, width, dim=1)
+    vector = vectors[0].double().real.cpu()
+    x = torch.cat([scaled_by_power(block, -exponent).T @ vector for block in blocks])
+
+    def forward(v: Tensor) -> Tensor:
+        pieces = zip(blocks, torch.split(v, width), strict=True)
+        image = torch.zeros(rows, dtype=torch.float64)
+        for block, piece in pieces:
+            image += scaled_by_power(block, -exponent) @ piece
+        return image
+
+    lower = rounding.scale_down(lanczos.attained(forward, x, terms=columns, magnitude=size), exponent)
+    upper = rounding.scale_up(float(mu[0]), exponent)
+    blur = rounding.multiply_up(uncertainty, rounding.scale_up(size, exponent))
+    return blurred(lower, upper, blur, "matrix", MatrixProof(upper))
+
+
+def _proved(gram: Tensor, magnitude: Tensor, columns: int, settings: Settings) -> tuple[Tensor, Tensor]:
     """A mu that is proved for each matrix, hardly above its norm, and the top left singular vectors.
 
-    The same proof as for a symbol of degree zero. Shapes: scaled (n, r, c) near one; mu (n,), vectors (n, r).
+    The same proof as for a symbol of degree zero. Shapes: gram (n, r, r) of matrices near one with so many columns;
+    mu (n,), vectors (n, r).
     """
-    gram = half_product(scaled.to(settings.device))
-    error = rounding.gram_error(scaled.shape[2], 1)
+    error = rounding.gram_error(columns, 1)
     values, vectors = _top_eigenpairs(gram, 0)
     # What is left above the search's value is what an independent check of the proof may lose to its own rounding.
     slack = min(1e-7, settings.tolerance / 10)
     mu = values.clamp_min(1e-300).sqrt() * (1 + slack)
-    open_ = torch.arange(len(scaled))
+    open_ = torch.arange(len(gram))
     attempt = 0
     # The proof overwrites what it is given: an indexed copy.
     while len(open_ := open_[~proves(gram[open_], mu[open_], magnitude[open_], error).cpu()]):

@@ -16,12 +16,14 @@ _HEADINGS = ("layer", "operator", "input", "lower", "upper", "slack %", "merged"
 def to_html(report: Report) -> str:
     """The heading, the network's bounds, what has no bound, and the table of layers behind a fold."""
     parts = [*_heading(report), *_network(report), *_unsupported(report), *_table(report), *_embeddings(report)]
+    parts += _left_out(report)
     return f"<div>{''.join(parts)}</div>"
 
 
 def _heading(report: Report) -> list[str]:
     model = report.model
-    facts = f"{model.source}, {model.weights}, {model.parameters:,} parameters, input {shape(model.input_shape)}"
+    facts = f"{model.source}, {model.weights}, {model.parameters:,} parameters"
+    facts += f", input {shape(model.input_shape)}" if model.input_shape else ""
     lines = [f"<p><b>{_safe(model.name)}</b> {_safe(facts)}</p>"]
     if model.weights.startswith("random"):
         lines.append("<p><b>Random weights: the figures say nothing about a trained network.</b></p>")
@@ -32,6 +34,8 @@ def _heading(report: Report) -> list[str]:
 
 def _network(report: Report) -> list[str]:
     network = report.network
+    if not network.claimed:
+        return [f"<p>No bound on the network is claimed: {_safe(network.reason)}</p>"]
     rows = [("holds", describe.scope(report)), (describe.claim(report), _power(network.log10_upper))]
     rows.append(("plain product", _power(network.log10_product)))
     if network.samples:
@@ -87,6 +91,16 @@ def _embeddings(report: Report) -> list[str]:
     ]
     summary = "Embedding tables, no part of the network's bound"
     return [f"<details><summary>{summary}</summary><ul>{''.join(rows)}</ul></details>"]
+
+
+def _left_out(report: Report) -> list[str]:
+    if not report.left_out:
+        return []
+    rows = [
+        f"<li>{len(group.names)} {_safe(group.reason)} <small>({', '.join(map(_safe, group.names))})</small></li>"
+        for group in report.left_out
+    ]
+    return [f"<details><summary>Left out of the checkpoint</summary><ul>{''.join(rows)}</ul></details>"]
 
 
 def _safe(text: str) -> str:

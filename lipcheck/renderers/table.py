@@ -134,7 +134,7 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
         column("layer", "layer", _name, False, "cyan"),
         column("operator", "operator", describe.operator, False),
         column("input", "input", describe.input_size, True, "dim"),
-        column("lower", "lower", lambda layer: numbers.down(layer.bound.lower), True),
+        column("lower", "lower", _lower, True),
         column("upper", "upper", lambda layer: marked(layer.bound), True, "bold"),
         column("slack", "slack", _slack, True, "dim"),
     ]
@@ -160,8 +160,15 @@ def _compared(name: str, layer: LayerReport) -> str:
     return marked(layer.compared[name]) if name in layer.compared else "–"
 
 
+def _lower(layer: LayerReport) -> str:
+    """A dash where no norm is known to be attained, though some may be."""
+    return numbers.down(layer.bound.lower) if layer.bound.lower or not layer.bound.upper else "–"
+
+
 def _slack(layer: LayerReport) -> str:
     slack = layer.bound.slack
+    if layer.bound.lower == 0 and 0 < layer.bound.upper < math.inf:
+        return "–"
     return "∞" if math.isinf(slack) else f"{numbers.percent_up(slack)}%"
 
 

@@ -43,6 +43,7 @@ class render:
         yield from self._table(width)
         yield Text()
         yield from _embeddings(self.report, width)
+        yield from _left_out(self.report, width)
         yield from _network(self.report, width)
         yield from _unsupported(self.report, width)
         yield Text()
@@ -105,7 +106,8 @@ def to_text(report: Report, *, width: int = WIDTH_OF_FILES) -> str:
 def _heading(report: Report, width: int) -> Iterator[Text]:
     model = report.model
     facts = [model.source, model.weights, f"{_thousands(model.parameters)} parameters"]
-    facts.append(f"input {shape(model.input_shape)}")
+    if model.input_shape:
+        facts.append(f"input {shape(model.input_shape)}")
     if model.output:
         facts.append(f"output {model.output}")
     yield Text(clean(model.name), style="bold")
@@ -155,8 +157,22 @@ def _embeddings(report: Report, width: int) -> Iterator[Text]:
     yield Text()
 
 
+def _left_out(report: Report, width: int) -> Iterator[Text]:
+    if not report.left_out:
+        return
+    yield Text("left out", style="bold").append("  of the checkpoint, without a bound", style="not bold dim")
+    for group in report.left_out:
+        yield from _facts([f"{len(group.names)}", *group.reason.split(" ")], width, between=" ", indent=2)
+        yield from _named(group.names, width)
+    yield Text()
+
+
 def _network(report: Report, width: int) -> Iterator[Text]:
     network = report.network
+    if not network.claimed:
+        yield Text("network", style="bold").append("  no bound is claimed", style="not bold")
+        yield from _facts(clean(network.reason).split(" "), width, "dim", between=" ", indent=2)
+        return
     yield Text("network", style="bold").append(
         f"  output change per input change, Euclidean norms, {describe.scope(report)}", style="not bold dim"
     )
@@ -220,9 +236,13 @@ def _unsupported(report: Report, width: int) -> Iterator[Text]:
 def _group(entry: UnsupportedOperation, width: int) -> Iterator[Text]:
     count = f"{entry.op} ×{len(entry.layers)} "
     yield from _facts([count, *entry.reason.split(" ")], width, between=" ", indent=2)
-    layers = list(dict.fromkeys(layer or "(model)" for layer in entry.layers))
-    more = len(layers) - _LAYERS_NAMED
-    named = [*layers[:_LAYERS_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    yield from _named(list(dict.fromkeys(layer or "(model)" for layer in entry.layers)), width)
+
+
+def _named(names: Sequence[str], width: int) -> Iterator[Text]:
+    """Some names and how many more there are."""
+    more = len(names) - _LAYERS_NAMED
+    named = [*names[:_LAYERS_NAMED], *([f"and {more} more"] if more > 0 else [])]
     commas = [f"{name}," for name in named[:-1]]
     yield from _facts([*commas, *named[-1:]], width, "dim", between=" ", indent=4)
 
@@ -230,7 +250,8 @@ def _group(entry: UnsupportedOperation, width: int) -> Iterator[Text]:
 def _run(report: Report) -> list[str]:
     run = report.run
     facts = [f"tolerance {run.tolerance:g}", f"seed {run.seed}", f"{run.device}, {run.threads} thread{_s(run.threads)}"]
-    facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
+    if report.model.input_shape:
+        facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
     facts += [f"{library} {version}" for library, version in run.versions.items()]
     return facts + [f"{stage} {seconds:.1f} s" for stage, seconds in run.seconds.items()]
 

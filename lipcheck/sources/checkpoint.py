@@ -7,8 +7,7 @@ archive entries, tensors larger than the bytes behind them, headers and name lis
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ import torch
 from torch import Tensor
 
 from lipcheck.errors import WeightsError
+from lipcheck.sources.archive import PICKLE, ZIP, asks_for, no_checkpoint, refuse_unsound_archive
+from lipcheck.sources.header import entries, refuse_count
 from lipcheck.sources.surroundings import quiet
-from lipcheck.sources.wording import plain, reason
+from lipcheck.sources.vetting import beginning, is_safetensors
+from lipcheck.sources.wording import plain, reason, some
 
-MOST_TENSORS = 100_000
-LONGEST_HEADER = 32 * 2**20  # bytes of a safetensors header
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "state_dict_ema", "model_ema", "network", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "weights")
+EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
+EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, of torch.compile
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-
-ZIP = b"PK\x03\x04"
-PICKLE = b"\x80"
-LFS_POINTER = b"version https://git-lfs"
+AVERAGED = "n_averaged"  # the counter of torch's AveragedModel, beside its "module." names
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +42,19 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, ema: bool = False) -> Checkpoint:
     """The file's tensors under their names, wrappers and parallel-training prefixes taken off.
 
-    Each tensor is backed by at least as many bytes as it has; together they are no larger than the file.
+    With `ema` they are the averages that training kept beside the weights. Each tensor is backed by at least as many
+    bytes as it has; together they are no larger than the file. Those of an archive are read when they are used.
     Errors: WeightsError with the file's name and the reason.
     """
-    size, start = _beginning(path)
-    if _is_safetensors(path, start):
-        return Checkpoint(path, _read_safetensors(path, start), ordered=False)
-    tensors, notes = _unwrapped(path, _read_archive(path, start, size))
+    size, start = beginning(path)
+    if is_safetensors(path, start):
+        names, notes = without_prefixes(path, list(entries(path)), ema=ema)
+        held = _read_safetensors(path)
+        return Checkpoint(path, {new: held[old] for old, new in names.items()}, ordered=False, notes=notes)
+    tensors, notes = _unwrapped(path, _read_archive(path, start, size), ema=ema)
     _refuse_unsound_tensors(path, tensors, size)
     return Checkpoint(path, tensors, ordered=True, notes=notes)
 
@@ -63,9 +64,9 @@ def read_tensor(path: Path) -> Tensor:
 
     Errors: WeightsError with the file's name and the reason.
     """
-    size, start = _beginning(path)
-    if _is_safetensors(path, start):
-        held: Any = _read_safetensors(path, start)
+    size, start = beginning(path)
+    if is_safetensors(path, start):
+        held: Any = _read_safetensors(path)
     else:
         held = _read_archive(path, start, size)
     tensors = {"": held} if isinstance(held, Tensor) else held
@@ -78,80 +79,26 @@ def read_tensor(path: Path) -> Tensor:
     return tensor
 
 
-def _beginning(path: Path) -> tuple[int, bytes]:
-    """The file's size and its first bytes."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(32)
-        size = path.stat().st_size
-    except OSError as error:
-        raise WeightsError(f"{_shown(path)}: {error.strerror}; give a safetensors or .pth file") from error
-    if start.startswith(LFS_POINTER):
-        raise WeightsError(f"{_shown(path)}: only a git-lfs pointer to a checkpoint; fetch the file with git lfs pull")
-    return size, start
-
-
-def _is_safetensors(path: Path, start: bytes) -> bool:
-    return path.suffix == ".safetensors" or start[8:9] == b"{"
-
-
 def _read_archive(path: Path, start: bytes, size: int) -> Any:
     """What a file of torch.save holds, once its archive is known to be sound."""
     if start.startswith(ZIP):
-        _refuse_unsound_archive(path, size)
+        refuse_unsound_archive(path, size)
     elif not start.startswith(PICKLE):
-        raise WeightsError(f"{_shown(path)}: no checkpoint, neither safetensors nor a file of torch.save")
+        raise no_checkpoint(path)
     return _read_torch(path, in_place=start.startswith(ZIP))
 
 
 def check_safetensors(path: Path) -> None:
     """Nothing, when the file's header is sound; WeightsError with the file's name and the reason otherwise."""
-    try:
-        with path.open("rb") as file:
-            _safetensors_names(path, file.read(32))
-    except OSError as error:
-        raise WeightsError(f"{_shown(path)}: {error.strerror}") from error
+    entries(path)
 
 
-def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    names = _safetensors_names(path, start)
+    names = entries(path)
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in names}
-
-
-def _safetensors_names(path: Path, start: bytes) -> list[str]:
-    """The names. The parser itself rejects overlaps, holes, duplicates and offsets over the file."""
-    from safetensors import SafetensorError, safe_open
-
-    if int.from_bytes(start[:8], "little") > LONGEST_HEADER:
-        raise WeightsError(f"{_shown(path)}: no sound safetensors file (its header claims over {LONGEST_HEADER} bytes)")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise WeightsError(f"{_shown(path)}: no sound safetensors file ({reason(error)})") from error
-    _refuse_count(path, len(names), "tensors")
-    return names
-
-
-def _refuse_unsound_archive(path: Path, size: int) -> None:
-    """Entries must be stored as they are and, together, fit into the file: then nothing can unfold."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{_shown(path)}: a damaged torch archive ({reason(error)})") from error
-    _refuse_count(path, len(entries), "archive entries")
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise WeightsError(
-                f"{_shown(path)}: archive entry {plain(entry.filename)} is compressed; torch.save stores its entries, "
-                "so save the checkpoint again"
-            )
-    if (unfolded := sum(entry.file_size for entry in entries)) > size:
-        raise WeightsError(f"{_shown(path)}: archive entries of {unfolded} bytes in a file of {size} bytes; refused")
 
 
 def _read_torch(path: Path, *, in_place: bool) -> Any:
@@ -166,34 +113,68 @@ def _read_torch(path: Path, *, in_place: bool) -> Any:
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
-        return (
-            f"its pickle asks for {plain(found[1])}, and only tensors are read; save model.state_dict() "
-            "or convert it to safetensors"
-        )
+        return asks_for(found[1])
     if "TorchScript" in text:
         return "a TorchScript archive, not a checkpoint; save model.state_dict()"
     return f"no readable checkpoint of torch.save ({type(error).__name__}: {reason(error)})"
 
 
-def _unwrapped(path: Path, loaded: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    notes = []
+def _unwrapped(path: Path, loaded: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    notes, averaged = [], False
     for _ in range(3):  # a wrapper in a wrapper occurs, four deep does not
-        if not isinstance(loaded, Mapping):
-            break
-        wrapper = next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        wrapper = _wrapper(loaded, ema=ema and not averaged)
         if wrapper is None:
             break
+        beside = [key for key in EMA_WRAPPERS if key != wrapper and _holds_tensors(loaded.get(key))]
+        averaged = averaged or wrapper in EMA_WRAPPERS
         loaded = loaded[wrapper]
         notes.append(f"weights read from the checkpoint's entry {wrapper!r}")
+        if beside and not ema:
+            notes.append(f"averaged weights (EMA) lie beside them, under {beside[0]!r}; --ema reads those")
     tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, Mapping) else {}
     if not tensors or not all(isinstance(name, str) for name in tensors):
-        raise WeightsError(f"{_shown(path)}: holds no named tensors; save model.state_dict()")
-    _refuse_count(path, len(tensors), "tensors")
+        raise WeightsError(f"{_shown(path)}: holds no named tensors{_inside(loaded)}; save model.state_dict()")
+    refuse_count(path, len(tensors), "tensors")
+    names, taken_off = without_prefixes(path, list(tensors), ema=ema and not averaged)
+    return {new: tensors[old] for old, new in names.items()}, (*notes, *taken_off)
+
+
+def _wrapper(loaded: Any, *, ema: bool) -> str | None:
+    """The entry that holds the weights; the averaged ones with `ema`, or where there are no others."""
+    if not isinstance(loaded, Mapping):
+        return None
+    order = (*EMA_WRAPPERS, *WRAPPERS) if ema else (*WRAPPERS, *EMA_WRAPPERS)
+    return next((key for key in order if isinstance(loaded.get(key), Mapping)), None)
+
+
+def _holds_tensors(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and any(isinstance(value, Tensor | Mapping) for value in entry.values())
+
+
+def _inside(loaded: Any) -> str:
+    """Which entries hold tensors, where none of them has the name of a usual wrapper."""
+    held = [key for key, value in loaded.items() if _holds_tensors(value)] if isinstance(loaded, Mapping) else []
+    return f" (but entries {some(held)}, which hold some)" if held else ""
+
+
+def without_prefixes(path: Path, names: Sequence[str], *, ema: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Old names -> names without the prefixes that training in parallel puts before all of them, and what was done.
+
+    Errors: WeightsError where averaged weights are asked for and no names say that they are such.
+    """
+    kept = {name: name for name in names}
+    notes = []
+    if ema:
+        prefix = next((one for one in EMA_PREFIXES if any(name.startswith(one) for name in names)), None)
+        if prefix is None:
+            raise WeightsError(f"{_shown(path)}: holds no averaged weights (EMA); leave out --ema")
+        kept = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        notes.append(f"averaged weights (EMA): the names with prefix {prefix!r}, without it")
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if kept and all(new.startswith(prefix) or new == AVERAGED for new in kept.values()):
+            kept = {old: new.removeprefix(prefix) for old, new in kept.items() if new != AVERAGED}
             notes.append(f"prefix {prefix!r} taken off the checkpoint's names")
-    return tensors, tuple(notes)
+    return kept, tuple(notes)
 
 
 def _refuse_unsound_tensors(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:
@@ -210,11 +191,6 @@ def _refuse_unsound_tensors(path: Path, tensors: Mapping[str, Tensor], size: int
         storages[tensor.untyped_storage().data_ptr()] = held
     if sum(storages.values()) > size:
         raise WeightsError(f"{_shown(path)}: tensors of {sum(storages.values())} bytes in a file of {size}; refused")
-
-
-def _refuse_count(path: Path, count: int, what: str) -> None:
-    if count > MOST_TENSORS:
-        raise WeightsError(f"{_shown(path)}: {count} {what}; at most {MOST_TENSORS} are read")
 
 
 def _shown(path: Path) -> str:

@@ -17,12 +17,11 @@ from lipcheck.sources.config import read_json
 from lipcheck.sources.names import unknown
 from lipcheck.sources.pixels import timm_pixels
 from lipcheck.sources.surroundings import quiet
+from lipcheck.sources.targets import WEIGHT_FILES
 from lipcheck.sources.timm_models import import_timm, input_size
 from lipcheck.sources.transformers_models import transformers_model
 from lipcheck.sources.weights import WAYS_OUT, fill
 from lipcheck.sources.wording import plain
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
 
 def local_folder(folder: Path, *, written: str) -> Blueprint:

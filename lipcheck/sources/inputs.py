@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lipcheck.errors import InputSizeError, MissingExtraError, SourceError
-from lipcheck.sources.checkpoint import WEIGHT_SUFFIXES, read_tensor
+from lipcheck.sources.checkpoint import read_tensor
 from lipcheck.sources.pixels import Pixels
+from lipcheck.sources.vetting import WEIGHT_SUFFIXES
 from lipcheck.sources.wording import plain, reason, times
 
 MOST_PIXELS = 2**26  # of one image, before it is resized

@@ -28,3 +28,4 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] | None = None  # library -> version, for the libraries that built the model
     pixels: Pixels | None = None
+    missing: frozenset[str] = frozenset()  # names of its state that hold no weights of the checkpoint, but random ones

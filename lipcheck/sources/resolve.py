@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from lipcheck.errors import InputSizeError, SourceError, UnknownModelError, UsageError, WeightsError
 from lipcheck.sources.blueprint import Blueprint, Size
-from lipcheck.sources.checkpoint import WEIGHT_SUFFIXES, read_checkpoint
+from lipcheck.sources.checkpoint import Checkpoint, read_checkpoint
 from lipcheck.sources.loaded import LoadedModel
+from lipcheck.sources.shards import INDEX, INDEX_SUFFIX
+from lipcheck.sources.streams import open_stream
 from lipcheck.sources.surroundings import seeded
-from lipcheck.sources.weights import fill, refuse_nonfinite
+from lipcheck.sources.targets import WEIGHT_FILES
+from lipcheck.sources.vetting import WEIGHT_SUFFIXES
+from lipcheck.sources.weights import fill, fill_partly, refuse_nonfinite
 from lipcheck.sources.wording import plain, times
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -33,10 +37,17 @@ class _Weighted:
     module: nn.Module
     label: str
     notes: tuple[str, ...] = ()
+    missing: frozenset[str] = frozenset()
 
 
 def load(
-    name: str, *, weights: str = PRETRAINED, seed: int = 0, input_size: tuple[int, ...] | None = None
+    name: str,
+    *,
+    weights: str = PRETRAINED,
+    seed: int = 0,
+    input_size: tuple[int, ...] | None = None,
+    partial: bool = False,
+    ema: bool = False,
 ) -> LoadedModel:
     """The named network in evaluation mode on the CPU, its weights finite, with one example input.
 
@@ -44,6 +55,7 @@ def load(
             `package.module:function`, or `demo`.
     Weights: "pretrained" for those it is published with, "random" for a fresh draw from `seed`, or the path of a
             checkpoint. Where the published ones cannot be had, the error says so; nothing stands in for them.
+            With `partial` a checkpoint may lack some, which `missing` names; with `ema` its averages are taken.
     Input:  `input_size` without the batch axis where given, or else what the model states. The example is drawn
             from the normal distribution by a generator of its own; torch's generators are left as they were.
     Errors: SourceError or one of its kinds, in one line; UsageError for an impossible seed.
@@ -52,10 +64,15 @@ def load(
         raise UsageError(f"seed {seed}: expected an integer from 0 to 2**63 - 1")
     if input_size is not None:
         _refuse_impossible(name, input_size)
-    checkpoint = None if weights in (PRETRAINED, RANDOM) else _existing(weights)
+    chosen = _Chosen(None if weights in (PRETRAINED, RANDOM) else _existing(weights), partial, ema)
+    if (partial or ema) and chosen.path is None:
+        # A folder's own weights, read as a checkpoint.
+        if weights == RANDOM or not Path(name).expanduser().is_dir():
+            raise UsageError(f"{'--partial' if partial else '--ema'} is for a checkpoint; give --weights FILE as well")
+        chosen = replace(chosen, path=Path(name).expanduser())
     blueprint = _blueprint(name)
     with seeded(seed):
-        weighted = _weighted(blueprint, weights, checkpoint, seed)
+        weighted = _weighted(blueprint, weights, chosen, seed)
     module = weighted.module.eval()
     _refuse_nonfinite(name, module)
     size, notes = _input_size(name, blueprint, module, input_size)
@@ -69,6 +86,7 @@ def load(
         notes=(*blueprint.notes, *weighted.notes, *notes),
         versions=dict(blueprint.versions),
         pixels=blueprint.pixels(module),
+        missing=weighted.missing,
     )
 
 
@@ -129,22 +147,43 @@ def _of_path_or_timm(name: str) -> Blueprint:
     return timm_model(name, written=name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A checkpoint and how it is read."""
+
+    path: Path | None
+    partial: bool
+    ema: bool
+
+
 def _existing(weights: str) -> Path:
     path = Path(weights).expanduser()
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
+    if not path.is_file() and not (path.is_dir() and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))):
+        what = "a folder without weights" if path.is_dir() else "no such file"
         raise WeightsError(f"--weights {plain(weights)}: {what}; expected pretrained, random or a checkpoint file")
     return path
 
 
-def _weighted(blueprint: Blueprint, weights: str, checkpoint: Path | None, seed: int) -> _Weighted:
-    if checkpoint is not None:
-        read = read_checkpoint(checkpoint)
+def _weighted(blueprint: Blueprint, weights: str, chosen: _Chosen, seed: int) -> _Weighted:
+    if chosen.path is not None:
+        read = _read(chosen.path, ema=chosen.ema)
         module = blueprint.build()
-        return _Weighted(module, plain(weights), fill(module, read))
+        shown = plain(chosen.path) if weights == PRETRAINED else plain(weights)
+        if chosen.partial:
+            return _Weighted(module, shown, *fill_partly(module, read))
+        return _Weighted(module, shown, fill(module, read))
     if weights == RANDOM:
         return _Weighted((blueprint.random or blueprint.build)(), f"random (seed {seed})")
     return _Weighted(*blueprint.pretrained())
+
+
+def _read(path: Path, *, ema: bool) -> Checkpoint:
+    """All tensors of a file, of the files that an index names, or of a folder with one of them."""
+    if path.is_file() and not path.name.endswith(INDEX_SUFFIX):
+        return read_checkpoint(path, ema=ema)
+    stream = open_stream(path, ema=ema)
+    tensors = {name: stream.read(name) for name in stream.entries}
+    return Checkpoint(path, tensors, ordered=False, notes=stream.notes)
 
 
 def _refuse_nonfinite(name: str, module: nn.Module) -> None:

@@ -14,14 +14,13 @@ from lipcheck.errors import MissingExtraError, SourceError, WeightsError
 from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.budget import refuse_oversized
 from lipcheck.sources.checkpoint import check_safetensors
-from lipcheck.sources.config import read_json
 from lipcheck.sources.pixels import transformers_pixels
+from lipcheck.sources.shards import INDEX, sharded_entries
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.weights import WAYS_OUT
-from lipcheck.sources.wording import plain, reason, some
+from lipcheck.sources.wording import grouped, plain, reason
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 USUAL_SIDE = 224
 USUAL_TOKENS = 16
 DISCRETE_INPUTS = ("input_ids", "decoder_input_ids")
@@ -158,7 +157,7 @@ def _pretrained(
         raise WeightsError(f"{written}: its weights could not be loaded ({reason(error)}); {WAYS_OUT}") from error
     # transformers would go on with random values where the file has none.
     parts = [
-        f"{len(names)} {what}: {some(names)}" for what, key in MISFITS.items() if (names := _names(found.get(key)))
+        f"{len(names)} {what}: {grouped(names)}" for what, key in MISFITS.items() if (names := _names(found.get(key)))
     ]
     if parts:
         raise WeightsError(f"{written}: weights do not fit {network.__name__} ({'; '.join(parts)}); {WAYS_OUT}")
@@ -179,16 +178,7 @@ def _refuse_unsound_files(folder: Path, *, written: str) -> None:
         return
     if not (folder / INDEX).is_file():
         raise WeightsError(f"{written}: no {WEIGHTS} beside the config.json; {WAYS_OUT}")
-    shards = read_json(folder / INDEX, written=written).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise WeightsError(f"{written}: {INDEX} maps no weights to files")
-    for shard in sorted({str(name) for name in shards.values()}):
-        inside = Path(shard).name == shard and (folder / shard).resolve().parent == folder.resolve()
-        if not (inside and shard.endswith(".safetensors")):
-            raise WeightsError(
-                f"{written}: {INDEX} points to {plain(shard)}, no safetensors file of the folder; refused"
-            )
-        check_safetensors(folder / shard)
+    sharded_entries(folder / INDEX)
 
 
 def _stated_size(settings: Any, images: Mapping[str, Any]) -> Size | None:

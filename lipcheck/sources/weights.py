@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from lipcheck.errors import WeightsError
 from lipcheck.sources.checkpoint import Checkpoint
 from lipcheck.sources.surroundings import quiet
-from lipcheck.sources.wording import plain, some
+from lipcheck.sources.wording import GROUPS, grouped, plain, some
 
 COUNTER = "num_batches_tracked"  # of batch norms; plays no part in evaluation, and old checkpoints lack it
 WAYS_OUT = "use --weights random, or --weights FILE with a checkpoint"
@@ -39,22 +40,59 @@ def refuse_nonfinite(module: nn.Module) -> None:
 def fill(module: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     """The module holds the checkpoint's weights, all of them, and what a reader must know of how they got there.
 
-    A checkpoint in the order of its model that shares no name with the module is matched by position, when the
-    two sequences of shapes and of last names are equal from first to last (the counters of batch norms aside).
+    Where the names do not fit, they may have a prefix in common that the module does not know. A checkpoint in the
+    order of its model that shares no name with the module is matched by position, when the two sequences of shapes and
+    of last names are equal from first to last (the counters of batch norms aside).
     Errors: WeightsError naming what is missing, unexpected or of another shape.
     """
-    notes = list(checkpoint.notes)
-    given, wanted = checkpoint.tensors, tensors_of(module)
-    _refuse_kinds(checkpoint, given, wanted)
-    if _fits(module, given):
-        return (*notes, *_precision_notes(given, wanted))
+    wanted = tensors_of(module)
+    for tried, given in _namings(checkpoint, wanted):
+        _refuse_kinds(checkpoint, given, wanted)
+        if _fits(module, given):
+            return (*checkpoint.notes, *tried, *_precision_notes(given, wanted))
+    given = checkpoint.tensors
     if checkpoint.ordered and (matched := _by_position(given, wanted)) and _fits(module, matched):
-        return (*notes, "weights matched by position", *_precision_notes(matched, wanted))
+        return (*checkpoint.notes, "weights matched by position", *_precision_notes(matched, wanted))
     raise misfit(checkpoint, wanted)
 
 
+def fill_partly(module: nn.Module, checkpoint: Checkpoint) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The module holds those of the checkpoint's weights that fit; notes for a reader, and the names of the others.
+
+    Errors: WeightsError where none fits.
+    """
+    wanted = tensors_of(module)
+    tried, given = max(
+        _namings(checkpoint, wanted), key=lambda naming: sum(_same(naming[1], name, t) for name, t in wanted.items())
+    )
+    fitting = {name: given[name] for name, tensor in wanted.items() if _same(given, name, tensor)}
+    _refuse_kinds(checkpoint, fitting, wanted)
+    if not fitting or not _fits(module, {**wanted, **fitting}):
+        raise misfit(checkpoint, wanted)
+    unused = [name for name in given if name not in fitting and not name.endswith(COUNTER)]
+    notes = [f"{len(unused)} tensors of the checkpoint have no place in the model: {grouped(unused)}"] if unused else []
+    missing = frozenset(name for name in wanted if name not in fitting and not name.endswith(COUNTER))
+    return (*checkpoint.notes, *tried, *notes, *_precision_notes(fitting, wanted)), missing
+
+
+def _same(given: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
+    return name in given and given[name].shape == tensor.shape
+
+
+def _namings(
+    checkpoint: Checkpoint, wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Tensor]]]:
+    """The checkpoint's tensors under their own names, and without a first word that all have and the model does not."""
+    yield (), checkpoint.tensors
+    first = {name.partition(".")[0] for name in checkpoint.tensors}
+    prefix = f"{next(iter(first))}."
+    if len(first) == 1 and not any(name.startswith(prefix) for name in wanted):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
+        yield (f"prefix {plain(prefix)!r} taken off the checkpoint's names",), tensors
+
+
 def misfit(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> WeightsError:
-    """The error with at most three names each of the missing, unexpected and reshaped tensors, and the counts."""
+    """The error with the names of the missing, unexpected and reshaped tensors, ten modules each, and the counts."""
     given = checkpoint.tensors
     missing = [name for name in wanted if name not in given and not name.endswith(COUNTER)]
     unexpected = [name for name in given if name not in wanted and not name.endswith(COUNTER)]
@@ -64,12 +102,19 @@ def misfit(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> WeightsError
         if name in given and given[name].shape != tensor.shape
     ]
     parts = [
-        f"{len(names)} {what}: {some(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        f"{len(names)} {what}: {listing(names)}"
+        for what, names, listing in (
+            ("missing", missing, grouped),
+            ("unexpected", unexpected, grouped),
+            ("of another shape", reshaped, partial(some, named=GROUPS)),
+        )
         if names
     ]
     facts = "; ".join(parts) or "the model's own loader rejects them"
-    return WeightsError(f"{plain(checkpoint.path)}: weights do not fit the model ({facts}); give its own checkpoint")
+    way_out = ", or audit what fits with --partial" if len(missing) < len(wanted) else ""
+    return WeightsError(
+        f"{plain(checkpoint.path)}: weights do not fit the model ({facts}); give its own checkpoint{way_out}"
+    )
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

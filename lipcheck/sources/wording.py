@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lipcheck.text import clean
 
 LONGEST = 120  # characters of one foreign text
+GROUPS = 10  # modules of which names are listed
 NAMED = 3  # items of a list that are named; the rest are counted
 
 
@@ -25,10 +26,28 @@ def reason(error: BaseException) -> str:
     return plain(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
-def some(items: Sequence[object]) -> str:
-    """At most three of the items, and how many more there are."""
-    named = ", ".join(plain(item) for item in items[:NAMED])
-    return named if len(items) <= NAMED else f"{named} and {len(items) - NAMED} more"
+def some(items: Sequence[object], *, named: int = NAMED) -> str:
+    """At most three of the items, or as many as may be named, and how many more there are."""
+    shown = ", ".join(plain(item) for item in items[:named])
+    return shown if len(items) <= named else f"{shown} and {len(items) - named} more"
+
+
+def grouped(names: Sequence[str], *, groups: int = GROUPS) -> str:
+    """The names, those of one module together, at most ten modules, and how many names there are beyond them.
+
+    >>> grouped(["a.weight", "a.bias", "head.weight"])
+    'a.(weight, bias), head.weight'
+    """
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        parent, dot, own = name.rpartition(".")
+        modules.setdefault(parent + dot or own, []).append(own)
+    listed = []
+    for parent, held in list(modules.items())[:groups]:
+        inside = plain(held[0]) if len(held) == 1 else f"({some(held)})"
+        listed.append(plain(parent) + inside if parent.endswith(".") else inside)
+    rest = sum(len(held) for held in list(modules.values())[groups:])
+    return ", ".join(listed) + (f" and {rest} more" if rest else "")
 
 
 def times(size: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from lipcheck.errors import WeightsError
-from lipcheck.sources import checkpoint
+from lipcheck.sources import header
 from lipcheck.sources.checkpoint import read_checkpoint, read_tensor
 
 STATE = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.tensor([1.0, 2.0]))
@@ -209,7 +209,7 @@ def test_a_safetensors_header_over_the_file_or_over_the_cap_is_refused(tmp_path)
 
 
 def test_too_many_tensors_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MOST_TENSORS", 10)
+    monkeypatch.setattr(header, "MOST_TENSORS", 10)
     many = {f"w{i}": torch.zeros(1) for i in range(11)}
     save_file(many, tmp_path / "w.safetensors")
     torch.save(many, tmp_path / "w.pth")

@@ -42,16 +42,19 @@ def test_counters_of_batch_norms_may_be_missing(tmp_path):
     assert fill(Named(), read_checkpoint(saved(state, tmp_path / "w.safetensors"))) == ()
 
 
-def test_a_misfit_counts_everything_and_names_three_of_each(tmp_path):
+def test_a_misfit_counts_everything_and_names_ten_of_each(tmp_path):
     state = Named().state_dict()
     del state["first.weight"]
-    state |= {f"extra{i}": torch.zeros(1) for i in range(5)}
+    state |= {f"extra{i}": torch.zeros(1) for i in range(15)}
     state["head.weight"] = torch.zeros(7, 4)
     with pytest.raises(WeightsError) as caught:
         fill(Named(), read_checkpoint(saved(state, tmp_path / "w.pth")))
     message = str(caught.value)
     assert "1 missing: first.weight" in message
-    assert "5 unexpected: extra0, extra1, extra2 and 2 more" in message
+    assert (
+        "15 unexpected: extra0, extra1, extra2, extra3, extra4, extra5, extra6, extra7, extra8, extra9 and 5 more"
+        in message
+    )
     assert "1 of another shape: head.weight (7, 4) where the model has (2, 4)" in message
     assert "\n" not in message
 
@@ -67,11 +70,11 @@ def test_other_names_match_by_position_and_the_note_says_so(tmp_path):
 def test_a_sorted_file_is_never_matched_by_position(tmp_path):
     """Twelve equal layers sort as 0, 1, 10, 11, 2: every shape agrees and the network would be another one."""
     source = nn.ModuleDict({"old": nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(12)))})
-    target = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(12)))
+    target = nn.ModuleDict({"new": nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(12)))})
     with pytest.raises(WeightsError, match="weights do not fit"):
         fill(target, read_checkpoint(saved(source.state_dict(), tmp_path / "w.safetensors")))
     assert fill(target, read_checkpoint(saved(source.state_dict(), tmp_path / "w.pth")))
-    assert torch.equal(target[2].weight, source["old"][2].weight)
+    assert torch.equal(target["new"][2].weight, source["old"][2].weight)
 
 
 def test_equal_shapes_in_another_role_are_not_matched_by_position(tmp_path):

@@ -1,0 +1,220 @@
+"""A file of torch.save, looked at before torch is there: what its archive and its pickle claim, against its bytes.
+
+The pickle is followed with placeholders for everything that it names, so nothing in it can run. This is no gate: torch
+reads the file afterwards with `weights_only=True` whatever is found here. It only says no sooner, and with fewer bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lipcheck.errors import WeightsError
+from lipcheck.sources.header import MOST_TENSORS, refuse_count
+from lipcheck.sources.wording import plain, reason
+
+ZIP = b"PK\x03\x04"
+PICKLE = b"\x80"
+LONGEST_PICKLE = 32 * 2**20  # bytes, without the tensors' own
+MOST_STEPS = 60 * MOST_TENSORS  # reads of the pickle; a tensor takes some forty
+# What torch's restricted unpickler may build, by module; what comes from any other module it refuses.
+_MODULES = ("torch", "numpy", "collections", "_codecs", "builtins", "__builtin__", "copy_reg", "copyreg")
+_BUILTINS = ("set", "complex", "bytearray", "frozenset", "list", "dict", "tuple", "int", "float", "str", "bool")
+_SIZES = {
+    **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8},
+    **{"IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
+    **{"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1},
+}
+
+
+def refuse_unsound(path: Path, start: bytes, size: int) -> None:
+    """Nothing, unless the archive or its pickle is known to be refused later.
+
+    Errors: WeightsError with the file's name and the reason.
+    """
+    if start.startswith(ZIP):
+        _refuse_unsound_pickle(path, refuse_unsound_archive(path, size))
+    elif start.startswith(PICKLE):
+        _refuse_unsound_stream(path, size)
+    else:
+        raise no_checkpoint(path)
+
+
+def refuse_unsound_archive(path: Path, size: int) -> dict[str, int]:
+    """The sizes of the archive's entries, stored as they are and, together, no larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{plain(path)}: a damaged torch archive ({reason(error)})") from error
+    refuse_count(path, len(entries), "archive entries")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise WeightsError(
+                f"{plain(path)}: archive entry {plain(entry.filename)} is compressed; torch.save stores its entries, "
+                "so save the checkpoint again"
+            )
+    if (unfolded := sum(entry.file_size for entry in entries)) > size:
+        raise WeightsError(f"{plain(path)}: archive entries of {unfolded} bytes in a file of {size} bytes; refused")
+    return {entry.filename: entry.file_size for entry in entries}
+
+
+def no_checkpoint(path: Path) -> WeightsError:
+    """The error for a file that begins as no checkpoint does."""
+    return WeightsError(f"{plain(path)}: no checkpoint, neither safetensors nor a file of torch.save")
+
+
+def asks_for(name: str) -> str:
+    """What is wrong with a pickle that names what is no part of a tensor."""
+    return (
+        f"its pickle asks for {plain(name)}, and only tensors are read; save model.state_dict() "
+        "or convert it to safetensors"
+    )
+
+
+def _refuse_unsound_pickle(path: Path, entries: dict[str, int]) -> None:
+    name = next((name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1), None)
+    if name is None:
+        return
+    if entries[name] > LONGEST_PICKLE:
+        raise WeightsError(f"{plain(path)}: a pickle of {entries[name]} bytes; at most {LONGEST_PICKLE} are read")
+    root = name.removesuffix("data.pkl")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read(name)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise WeightsError(f"{plain(path)}: a damaged torch archive ({reason(error)})") from error
+    _Reader(path, io.BytesIO(text), lambda key: entries.get(f"{root}data/{key}", 0)).follow()
+
+
+def _refuse_unsound_stream(path: Path, size: int) -> None:
+    """The format before archives: pickles one behind the other, then the bytes of the storages."""
+    with path.open("rb") as file:
+        reader = _Reader(path, file, lambda _: size)
+        for _ in range(4):  # a magic number, a version, the machine, the checkpoint
+            if not reader.follow():
+                return
+    if reader.held > size:
+        raise WeightsError(f"{plain(path)}: storages of {reader.held} bytes in a file of {size} bytes; refused")
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Stands for the bytes that a tensor is a view of."""
+
+    bytes: int
+    itemsize: int
+
+
+class _Other:
+    """Stands for whatever else a pickle names."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
+class _Refusal(Exception):
+    """What is wrong with the pickle."""
+
+
+class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entries
+    """Follows a pickle. Every name in it stands for a placeholder or for an ordered dictionary."""
+
+    def __init__(self, path: Path, file: Any, size_of: Callable[[str], int]) -> None:
+        self.path, self.file, self.size_of = path, file, size_of
+        self.held, self.tensors, self.steps, self.begun = 0, 0, 0, file.tell()
+        self.storages: dict[str, _Storage] = {}
+        super().__init__(self, encoding="utf-8", errors="replace")
+
+    def follow(self) -> bool:
+        """Whether the next pickle could be followed to its end; where not, torch will say why.
+
+        Errors: WeightsError for what it would refuse.
+        """
+        try:
+            self.load()
+        except WeightsError:
+            raise
+        except _Refusal as error:
+            raise WeightsError(f"{plain(self.path)}: {error}") from error
+        except Exception:  # whatever a damaged stream leads to
+            return False
+        return True
+
+    # What the unpickler reads from, counted
+
+    def read(self, count: int) -> bytes:
+        self._counted()
+        if count > LONGEST_PICKLE:
+            raise _Refusal(f"its pickle holds a piece of {count} bytes; at most {LONGEST_PICKLE} are read")
+        data: bytes = self.file.read(count)
+        return data
+
+    def readline(self) -> bytes:
+        self._counted()
+        line: bytes = self.file.readline(LONGEST_PICKLE)
+        return line
+
+    def _counted(self) -> None:
+        self.steps += 1
+        if self.steps > MOST_STEPS:
+            raise _Refusal(f"its pickle takes over {MOST_STEPS} steps; refused")
+
+    # What it builds
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A placeholder for what has this name."""
+        known = module.partition(".")[0] in _MODULES
+        if not known or (module in ("builtins", "__builtin__") and name not in _BUILTINS):
+            raise _Refusal(asks_for(f"{module}.{name}"))
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module.startswith("torch") and name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+            return self._tensor
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return lambda tensor, *_: tensor
+        return name if name in _SIZES else _Other
+
+    def persistent_load(self, identity: Any) -> _Storage:
+        """The storage that a persistent identity names, no larger than what the file holds of it."""
+        kind, name, key, _, count, *_ = identity
+        if kind != "storage":
+            raise ValueError("no storage")
+        itemsize = _SIZES.get(name, 1) if isinstance(name, str) else 1
+        if not isinstance(count, int) or count < 0:
+            raise _Refusal(f"a storage of {plain(count)} elements; refused")
+        if count * itemsize > self.size_of(str(key)):
+            raise _Refusal(f"a storage of {count * itemsize} bytes over {self.size_of(str(key))} in the file; refused")
+        if str(key) not in self.storages:
+            self.storages[str(key)] = _Storage(count * itemsize, itemsize)
+            self.held += count * itemsize
+        return self.storages[str(key)]
+
+    def _tensor(self, storage: Any, _offset: Any, shape: Any, *_: Any) -> _Other:
+        self.tensors += 1
+        if self.tensors > MOST_TENSORS:
+            raise _Refusal(f"over {MOST_TENSORS} tensors; at most so many are read")
+        if isinstance(storage, _Storage) and isinstance(shape, tuple) and all(isinstance(n, int) for n in shape):
+            elements = math.prod(shape)
+            if elements * storage.itemsize > storage.bytes:
+                raise _Refusal(
+                    f"a tensor claims {elements} elements over {storage.bytes} bytes of storage; "
+                    "refused (an expanded tensor must be saved with .contiguous())"
+                )
+        return _Other()
+
+
+def _never(*_: Any) -> NoReturn:
+    raise ValueError("no extension is read")
+
+
+# Codes that a process may have registered for other names.
+for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4):
+    _Reader.dispatch = {**_Reader.dispatch, _code[0]: _never}

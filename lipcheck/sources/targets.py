@@ -1,0 +1,102 @@
+"""What a path stands for, before anything is loaded: a network with its weights, or weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipcheck.errors import UsageError, WeightsError
+from lipcheck.sources.shards import INDEX, INDEX_SUFFIX
+from lipcheck.sources.vetting import ONNX_SUFFIX, TORCH_SUFFIXES, WEIGHT_SUFFIXES
+from lipcheck.sources.wording import plain
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+LOCAL = "local-dir:"
+NONE = "none"  # as an architecture: the weights alone, whatever lies beside them
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A network and which weights it has, or the path of weights that are audited by themselves."""
+
+    model: str
+    weights: str
+    alone: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files and folders of a stranger that this will read."""
+        if self.alone is not None:
+            return (self.alone,)
+        named = [Path(self.weights).expanduser()] if self.weights not in ("pretrained", "random") else []
+        folder = Path(self.model).expanduser()
+        # A name without a separator is that of a model, whatever lies under it here.
+        named += [folder] if _is_path(self.model) and folder.is_dir() else []
+        return tuple(path for path in named if path.exists())
+
+    @property
+    def pickled(self) -> bool:
+        """Whether one of the files is in a format of torch.save, or in one that a parser in C++ takes whole."""
+        return any(_held(path).suffix in (*TORCH_SUFFIXES, ONNX_SUFFIX) for path in self.files)
+
+
+def target(model: str, weights: str = "pretrained", arch: str | None = None) -> Target:
+    """What `model` means: with `arch`, the weights of that network; without a config beside it, weights alone.
+
+    Errors: UsageError for a combination that means nothing; WeightsError where `arch` has no weights to hold.
+    """
+    if model.startswith(LOCAL):
+        model = f"./{model.removeprefix(LOCAL)}" if "/" not in model else model.removeprefix(LOCAL)
+    path = Path(model).expanduser()
+    if not _of_weights(path, model):
+        if arch is not None:
+            what = "there is no such file or folder" if not path.exists() else "it holds no weights"
+            raise WeightsError(f"{plain(model)}: --arch names the network of a checkpoint, and {what}")
+        return Target(model, weights)
+    if weights != "pretrained":
+        if path.is_dir():
+            return Target(model, weights)
+        raise UsageError(f"{plain(model)} is a checkpoint, so there are no other weights; leave out --weights")
+    if path.suffix == ONNX_SUFFIX:
+        if arch not in (None, NONE):
+            raise UsageError("an ONNX file brings its own graph; leave out --arch")
+        return Target(model, weights, alone=path)
+    if arch == NONE:
+        return Target(model, weights, alone=path)
+    if arch is not None:
+        return Target(arch, model)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        return Target(model, weights, alone=path)
+    if path.is_dir() or path.name in (*WEIGHT_FILES, INDEX):
+        return Target(model if path.is_dir() else _written(folder), weights)
+    return Target(_written(folder), model)
+
+
+def _written(folder: Path) -> str:
+    """A folder as it cannot be taken for a model's name."""
+    return str(folder) if folder.is_absolute() else f"./{folder}"
+
+
+def _of_weights(path: Path, model: str) -> bool:
+    """Whether the path is there and holds weights, in a file of its own or in a folder."""
+    if not model:
+        return False
+    try:
+        if path.is_dir():
+            return _is_path(model) and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))
+        suffixed = path.suffix in (*WEIGHT_SUFFIXES, ONNX_SUFFIX) or path.name.endswith(INDEX_SUFFIX)
+        return path.exists() and suffixed
+    except (OSError, ValueError):
+        return False
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or "\\" in model or model.startswith((".", "~"))
+
+
+def _held(path: Path) -> Path:
+    """The file of a folder that holds its weights."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in (INDEX, *WEIGHT_FILES) if (path / name).is_file()), path)

@@ -1,0 +1,78 @@
+"""Files of unknown origin, refused before torch is loaded where their headers already say that they are unsound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lipcheck.errors import WeightsError
+from lipcheck.sources.archive import refuse_unsound
+from lipcheck.sources.header import entries
+from lipcheck.sources.roles import roles
+from lipcheck.sources.shards import INDEX, INDEX_SUFFIX, sharded_entries
+from lipcheck.sources.values import refuse_nonfinite
+from lipcheck.sources.wording import plain
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ONNX_SUFFIX = ".onnx"
+LFS_POINTER = b"version https://git-lfs"
+
+
+def vet(path: Path) -> None:
+    """Nothing, or what is known to be wrong with the checkpoint without reading its tensors.
+
+    Errors: WeightsError with the file's name and the reason; SourceError for an index that is no JSON.
+    """
+    if path.is_dir():
+        if (path / INDEX).is_file():
+            sharded_entries(path / INDEX)
+        elif (path / "model.safetensors").is_file():
+            vet(path / "model.safetensors")
+        return
+    if path.name.endswith(INDEX_SUFFIX):
+        sharded_entries(path)
+        return
+    size, start = beginning(path)
+    if path.suffix == ONNX_SUFFIX:
+        return
+    if is_safetensors(path, start):
+        entries(path)
+    else:
+        refuse_unsound(path, start, size)
+
+
+def vet_alone(path: Path) -> None:
+    """As `vet`, for weights that are audited by themselves: quantised ones, and NaN in small files, too.
+
+    Errors: WeightsError.
+    """
+    vet(path)
+    if path.is_dir():
+        path = next((path / name for name in (INDEX, "model.safetensors") if (path / name).is_file()), path)
+    if path.name.endswith(INDEX_SUFFIX):
+        roles(path, {name: entry for name, (_, entry) in sharded_entries(path).items()})
+    elif path.is_file() and path.suffix != ONNX_SUFFIX and is_safetensors(path, beginning(path)[1]):
+        refuse_nonfinite(path, roles(path, entries(path)).read)
+
+
+def beginning(path: Path) -> tuple[int, bytes]:
+    """The file's size and its first bytes.
+
+    Errors: WeightsError where it cannot be read, or is only a pointer to a checkpoint.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise WeightsError(f"{plain(path)}: no regular file; give a safetensors or .pth file")
+        with path.open("rb") as file:
+            start = file.read(32)
+        size = path.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"{plain(path)}: {error.strerror}; give a safetensors or .pth file") from error
+    if start.startswith(LFS_POINTER):
+        raise WeightsError(f"{plain(path)}: only a git-lfs pointer to a checkpoint; fetch the file with git lfs pull")
+    return size, start
+
+
+def is_safetensors(path: Path, start: bytes) -> bool:
+    """Whether the file's suffix or its content says so."""
+    return path.suffix == ".safetensors" or start[8:9] == b"{"
