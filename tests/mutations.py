@@ -5,6 +5,7 @@ What lipcheck makes of one is a refusal in one line, or bounds that hold of what
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -162,13 +163,13 @@ def _spoil(generator: random.Random, value: dict[str, object]) -> None:
     if isinstance(inner, dict) and inner and generator.random() < 0.8:
         _spoil(generator, inner)
     elif isinstance(inner, list) and inner and generator.random() < 0.6:
-        inner[generator.randrange(len(inner))] = generator.choice(STRANGE)
+        inner[generator.randrange(len(inner))] = copy.deepcopy(generator.choice(STRANGE))
     elif generator.random() < 0.2:
         value.pop(key, None)
     elif generator.random() < 0.3:
         value[str(generator.choice(STRANGE))] = inner
     else:
-        value[key] = generator.choice(STRANGE)
+        value[key] = copy.deepcopy(generator.choice(STRANGE))
 
 
 def _flipped(generator: random.Random, text: bytes) -> bytes:
