@@ -84,7 +84,7 @@ def _refuse_wrong_bounds(path: Path, report: object) -> None:
             tensor = file.get_tensor(name)
             module = name.removesuffix("weight").removesuffix(".")
             row = rows.get(name if name in rows or module in names else module)
-            if row is None or row.kind == "batch_norm" or tensor.dim() < 2 or not tensor.is_floating_point():
+            if row is None or row.kind == "batch_norm" or not 2 <= tensor.dim() <= 5 or not tensor.is_floating_point():
                 continue
             tensor = tensor.double()
             least = torch.linalg.matrix_norm(tensor, 2) if tensor.dim() == 2 else tensor.flatten(1).norm(dim=1).max()
