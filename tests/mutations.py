@@ -5,6 +5,7 @@ What lipcheck makes of one is a refusal in one line, or bounds that hold of what
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -83,7 +84,7 @@ def _refuse_wrong_bounds(path: Path, report: object) -> None:
             tensor = file.get_tensor(name)
             module = name.removesuffix("weight").removesuffix(".")
             row = rows.get(name if name in rows or module in names else module)
-            if row is None or row.kind == "batch_norm" or tensor.dim() < 2 or not tensor.is_floating_point():
+            if row is None or row.kind == "batch_norm" or not 2 <= tensor.dim() <= 5 or not tensor.is_floating_point():
                 continue
             tensor = tensor.double()
             least = torch.linalg.matrix_norm(tensor, 2) if tensor.dim() == 2 else tensor.flatten(1).norm(dim=1).max()
@@ -162,13 +163,13 @@ def _spoil(generator: random.Random, value: dict[str, object]) -> None:
     if isinstance(inner, dict) and inner and generator.random() < 0.8:
         _spoil(generator, inner)
     elif isinstance(inner, list) and inner and generator.random() < 0.6:
-        inner[generator.randrange(len(inner))] = generator.choice(STRANGE)
+        inner[generator.randrange(len(inner))] = copy.deepcopy(generator.choice(STRANGE))
     elif generator.random() < 0.2:
         value.pop(key, None)
     elif generator.random() < 0.3:
         value[str(generator.choice(STRANGE))] = inner
     else:
-        value[key] = generator.choice(STRANGE)
+        value[key] = copy.deepcopy(generator.choice(STRANGE))
 
 
 def _flipped(generator: random.Random, text: bytes) -> bytes:

@@ -100,6 +100,21 @@ def test_no_use_behind_a_batch_norm_is_above_its_bound(use, seed):
         assert exact <= bound.upper * SLACK
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2, 3), (4, 2, 3)])
+def test_a_kernel_whose_axes_agree_may_be_applied_either_way(shape):
+    """One tap, in the first row and the last column: a norm behind it scales it by another number in each reading."""
+    weight = torch.zeros(shape, dtype=torch.float64)
+    weight[0, 1, 0] = 1
+    gain = torch.tensor([1.0, 100.0, 1.0, 1.0][: shape[0]], dtype=torch.float64)
+    question = bare._merged(weight, bare._question(weight), gain)
+    bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS))
+    groups = shape[0] // shape[1]
+    for transposed in (False, True):
+        exact = applied(weight, groups, 1, 1, 0, (5,), transposed, gain)
+        assert exact <= bound.upper * SLACK
+    assert bound.upper >= 100
+
+
 @pytest.mark.parametrize("cap", ["_MOST_TAPS", "_MOST_PRODUCTS", "_SHARE"])
 @settings(max_examples=10)
 @given(use=uses(), scale=st.sampled_from([0, 30, -30]))
