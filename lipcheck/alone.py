@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lipcheck.bare import NOT_CLAIMED, WAY_OUT, audit_stream
+from lipcheck.cached import Kept
 from lipcheck.engines.settings import Settings
 from lipcheck.errors import UsageError
 from lipcheck.onnx_layers import audit_onnx
@@ -20,6 +21,7 @@ def audit_file(
     path: Path,
     settings: Settings,
     clock: Clock,
+    kept: Kept,
     *,
     refused: Mapping[str, object],
     ema: bool,
@@ -27,6 +29,8 @@ def audit_file(
     maker: Mapping[str, str],
 ) -> Report:
     """The audit of a file or a folder of weights by the program `maker`; `refused` are options that ask for a network.
+
+    `kept` are the bounds of earlier audits.
 
     Errors: UsageError for one of them; SourceError and its kinds for what cannot be read.
     """
@@ -36,7 +40,7 @@ def audit_file(
     if path.suffix == ONNX_SUFFIX:
         from lipcheck.sources.onnx_file import read_onnx
 
-        report = audit_onnx(read_onnx(path), str(path), settings, clock)
+        report = audit_onnx(read_onnx(path), str(path), settings, clock, kept)
     else:
-        report = audit_stream(open_stream(path, ema=ema), str(path), settings, bn_eps, clock)
+        report = audit_stream(open_stream(path, ema=ema), str(path), settings, bn_eps, clock, kept)
     return replace(report, run=replace(report.run, versions={**maker, **report.run.versions}))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
+from lipcheck.cached import ENCLOSED, Kept
 from lipcheck.engines.enclose import enclose
 from lipcheck.engines.gram import magnitude_of, scaled_by_power
 from lipcheck.engines.settings import Settings
@@ -83,15 +84,15 @@ class _Job:
         return (*self.own.operators, *(self.merged.operators if self.merged else ()))
 
 
-def audit_stream(stream: Stream, name: str, settings: Settings, epsilon: float, clock: Clock) -> Report:
+def audit_stream(stream: Stream, name: str, settings: Settings, epsilon: float, clock: Clock, kept: Kept) -> Report:
     """Every weight of the stream bounded by itself, one after the other; no bound on a network.
 
-    `epsilon` is the least that any batch norm of the network adds to its variance.
+    `epsilon` is the least that any batch norm of the network adds to its variance. `kept` are earlier audits' bounds.
     Errors: WeightsError for quantised weights and for entries that are not finite.
     """
     found = roles(stream.path, stream.entries)
     clock.stage("bounding the layers", sum(_cost(weight.shape) for weight in found.weights) or 1.0)
-    rows = tuple(_rows(stream, found, settings, epsilon, clock))
+    rows = tuple(_rows(stream, found, settings, epsilon, clock, kept))
     clock.stop()
     return Report(
         model=_summary(stream, name, found, epsilon),
@@ -106,13 +107,20 @@ def audit_stream(stream: Stream, name: str, settings: Settings, epsilon: float, 
             seed=0,
             seconds=clock.seconds,
             versions={"torch": torch.__version__},
+            notes=kept.notes,
         ),
     )
 
 
-def bounds_of(operators: Sequence[Linear], settings: Settings) -> list[Bound]:
-    """The enclosures of some operators: the one place where a bare audit computes norms."""
-    return enclose(operators, settings)
+def bounds_of(operators: Sequence[Linear], settings: Settings, kept: Kept) -> list[Bound]:
+    """The enclosures of some operators, known or computed: the one place where a bare audit has norms."""
+    found = kept.find(operators, ENCLOSED)
+    missing = [operator for operator, bound in zip(operators, found, strict=True) if bound is None]
+    computed = enclose(missing, settings)
+    kept.keep(missing, computed, ENCLOSED)
+    kept.let_go()
+    rest = iter(computed)
+    return [next(rest) if bound is None else bound for bound in found]
 
 
 def _summary(stream: Stream, name: str, found: Roles, epsilon: float) -> ModelSummary:
@@ -143,7 +151,9 @@ def _counts(entry: Entry) -> bool:
 # One layer after the other
 
 
-def _rows(stream: Stream, found: Roles, settings: Settings, epsilon: float, clock: Clock) -> Iterator[LayerReport]:
+def _rows(
+    stream: Stream, found: Roles, settings: Settings, epsilon: float, clock: Clock, kept: Kept
+) -> Iterator[LayerReport]:
     """The rows in order. As many small layers as fit are bounded together; a large one by itself."""
     waiting: list[_Job] = []
     held = 0
@@ -152,15 +162,15 @@ def _rows(stream: Stream, found: Roles, settings: Settings, epsilon: float, cloc
         waiting.append(job)
         del job  # the next tensor is read when this one need not be there
         if held > _TOGETHER:
-            yield from _bounded(waiting, settings, clock)
+            yield from _bounded(waiting, settings, clock, kept)
             held = 0
-    yield from _bounded(waiting, settings, clock)
+    yield from _bounded(waiting, settings, clock, kept)
 
 
-def _bounded(jobs: list[_Job], settings: Settings, clock: Clock) -> list[LayerReport]:
+def _bounded(jobs: list[_Job], settings: Settings, clock: Clock, kept: Kept) -> list[LayerReport]:
     """The rows of the jobs, which are done then."""
     operators = [operator for job in jobs for operator in job.operators]
-    bounds = iter(bounds_of(operators, settings) if operators else [])
+    bounds = iter(bounds_of(operators, settings, kept) if operators else [])
     rows = []
     for job in jobs:
         own = _answer(job.own, [next(bounds) for _ in job.own.operators])

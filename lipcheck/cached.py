@@ -50,6 +50,7 @@ class Kept:
         self._common: dict[str, Any] = {} if cache is None else _circumstances(settings)
         self._known: dict[int, tuple[Operator, str | None]] = {}
         self._found: set[int] = set()
+        self._before = 0  # found among those that were let go
         if not self._common.get("source"):
             self._cache = None
 
@@ -73,7 +74,7 @@ class Kept:
     def notes(self) -> tuple[str, ...]:
         """What was found, and what hinders, for people."""
         problem = self._absent or ("" if self._cache is None else self._cache.problem)
-        count = len(self._found)
+        count = self._before + len(self._found)
         bounds = "bound was" if count == 1 else "bounds were"
         found = [f"{count} {bounds} found in the cache of earlier audits"] if count else []
         return (*found, *([f"the cache of bounds cannot be used: {problem}"] if problem else []))
@@ -98,6 +99,12 @@ class Kept:
         keys = self._keys(operators, method, given)
         pairs = zip(keys, bounds, strict=True)
         self._cache.keep({key: _row(bound) for key, bound in pairs if key and 0 < bound.upper < math.inf})
+
+    def let_go(self) -> None:
+        """No operator is held any longer: whoever reads weights one after the other has no room for all."""
+        self._before += len(self._found)
+        self._known.clear()
+        self._found.clear()
 
     def _keys(self, operators: Sequence[Operator], method: str, given: float) -> list[str | None]:
         new = [operator for operator in operators if id(operator) not in self._known]

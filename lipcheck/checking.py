@@ -140,6 +140,7 @@ def check(
                 meant.alone,
                 settings,
                 clock,
+                kept(settings, wanted=cache),
                 refused=given,
                 ema=ema,
                 bn_eps=float(bn_eps),

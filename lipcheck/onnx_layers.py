@@ -12,6 +12,7 @@ from torch import Tensor
 from lipcheck import rounding
 from lipcheck.bare import bounds_of
 from lipcheck.bound import Bound
+from lipcheck.cached import Kept
 from lipcheck.engines.settings import Settings
 from lipcheck.operators import (
     Convolution,
@@ -33,12 +34,15 @@ _GAIN_ERROR = 8 * rounding.UNIT
 _REASON = "an ONNX graph is bounded layer by layer"
 
 
-def audit_onnx(found: OnnxFile, name: str, settings: Settings, clock: Clock) -> Report:
-    """Every layer with constant weights bounded by itself; no bound on the network."""
+def audit_onnx(found: OnnxFile, name: str, settings: Settings, clock: Clock, kept: Kept) -> Report:
+    """Every layer with constant weights bounded by itself; no bound on the network.
+
+    `kept` are the bounds of earlier audits.
+    """
     clock.stage("bounding the layers", float(len(found.layers) or 1))
     rows: list[LayerReport] = []
     for start in range(0, len(found.layers), _TOGETHER):
-        rows += _rows(found.layers[start : start + _TOGETHER], settings)
+        rows += _rows(found.layers[start : start + _TOGETHER], settings, kept)
         clock.advance(float(_TOGETHER))
     rows += [_norm_row(layer, gain) for layer, gain in found.norms]
     clock.stop()
@@ -58,15 +62,16 @@ def audit_onnx(found: OnnxFile, name: str, settings: Settings, clock: Clock) -> 
             seed=0,
             seconds=clock.seconds,
             versions={"torch": torch.__version__, "onnx": found.version},
+            notes=kept.notes,
         ),
     )
 
 
-def _rows(layers: Sequence[OnnxLayer], settings: Settings) -> Iterator[LayerReport]:
+def _rows(layers: Sequence[OnnxLayer], settings: Settings, kept: Kept) -> Iterator[LayerReport]:
     own = [operator_of(layer) for layer in layers]
     merged = [_merged(layer, operator) for layer, operator in zip(layers, own, strict=True)]
     folded = [operator for operator in merged if isinstance(operator, Linear)]
-    bounds = bounds_of([*own, *folded], settings)
+    bounds = bounds_of([*own, *folded], settings, kept)
     rest = iter(bounds[len(own) :])
     for layer, operator, behind, bound in zip(layers, own, merged, bounds, strict=False):
         whole = None

@@ -13,11 +13,12 @@ import sys
 import pytest
 import torch
 from hypothesis import given, settings
+from safetensors.torch import save_file
 from strategies import convolutions
 from torch import nn
 
 import lipcheck
-from lipcheck import audit, cache, cached, tighten
+from lipcheck import audit, bare, cache, cached, tighten
 from lipcheck.bound import Bound
 from lipcheck.cache import Cache
 from lipcheck.cached import ENCLOSED, Kept
@@ -110,6 +111,24 @@ def test_one_changed_layer_is_computed_alone(place, computed):
         assert len(computed) == number
         expected = check(changed, cache=False)
         assert [row.bound for row in found.layers] == [row.bound for row in expected.layers]
+
+
+def test_of_weights_alone_the_changed_tensor_is_computed(place, monkeypatch, tmp_path):
+    computed = watched(monkeypatch, bare)
+    path = tmp_path / "weights.safetensors"
+    tensors = {f"layer{n}.weight": torch.randn(6, 5 + n) for n in range(4)}
+    save_file(tensors, path)
+    first = lipcheck.check(str(path))
+    assert len(computed) == 4
+    tensors["layer2.weight"][0, 0] += 1
+    save_file(tensors, path)
+    computed.clear()
+    second = lipcheck.check(str(path))
+    (changed,) = computed
+    assert torch.equal(changed.matrix, tensors["layer2.weight"])
+    assert "3 bounds were found in the cache of earlier audits" in second.run.notes
+    same = [n for n, row in enumerate(first.layers) if row.layer != "layer2"]
+    assert [first.layers[n] for n in same] == [second.layers[n] for n in same]
 
 
 def test_nothing_is_kept_where_it_is_not_wanted(place, computed, monkeypatch):
