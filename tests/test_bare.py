@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import lipcheck
 from lipcheck import bare
+from lipcheck.cached import Kept
 from lipcheck.engines import matrix as matrices
 from lipcheck.engines.settings import DEFAULT_SETTINGS
 from lipcheck.errors import UsageError, WeightsError
@@ -19,6 +20,7 @@ from lipcheck.operators import Dense
 
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+NOTHING = Kept(None, DEFAULT_SETTINGS)
 SLACK = 1 + 1e-12  # of the reference's own rounding
 
 
@@ -81,7 +83,7 @@ def test_no_use_of_a_kernel_is_above_its_bound(use):
     exact = applied(*use)
     if exact is not None:
         (question,) = [bare._question(use[0])]
-        bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS))
+        bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS, NOTHING))
         assert exact <= bound.upper * SLACK
         assert bound.lower <= exact
 
@@ -95,7 +97,7 @@ def test_no_use_behind_a_batch_norm_is_above_its_bound(use, seed):
     exact = applied(*use, gain=gain)
     own = bare._question(weight)
     question = bare._merged(weight, own, gain)
-    bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS))
+    bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS, NOTHING))
     if exact is not None:
         assert exact <= bound.upper * SLACK
 
@@ -107,7 +109,7 @@ def test_a_kernel_whose_axes_agree_may_be_applied_either_way(shape):
     weight[0, 1, 0] = 1
     gain = torch.tensor([1.0, 100.0, 1.0, 1.0][: shape[0]], dtype=torch.float64)
     question = bare._merged(weight, bare._question(weight), gain)
-    bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS))
+    bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS, NOTHING))
     groups = shape[0] // shape[1]
     for transposed in (False, True):
         exact = applied(weight, groups, 1, 1, 0, (5,), transposed, gain)
@@ -124,7 +126,7 @@ def test_bounds_without_a_symbol_hold_too(cap, use, scale):
         patch.setattr(bare, cap, 0)
         weight = use[0] * 2.0**scale
         question = bare._question(weight)
-        bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS))
+        bound = bare._answer(question, bare.bounds_of(question.operators, DEFAULT_SETTINGS, NOTHING))
     assert exact is None or exact * 2.0**scale <= bound.upper * SLACK
 
 
