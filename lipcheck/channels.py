@@ -25,6 +25,8 @@ from lipcheck.operators import (
 
 # Sums and products of non-negative numbers that bound errors are themselves computed; this covers what they round.
 _SLOP = 1 + rounding.EVALUATION
+# Products of gains stay between this and its reciprocal.
+_LEAST = 2.0**-900
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,13 +182,24 @@ def _after_diagonal(first: Map, second: Map) -> Map | None:
     if isinstance(first.operator, Diagonal):
         known = first.operator.uncertainty
         together = (1 + known) * (1 + uncertainty) * (1 + 2.0**-52) - 1
-        product = Diagonal(first.operator.gain.double() * gain, together * _SLOP + 2.0**-60)
-        return Map(product, first.axis or second.axis)
+        held = first.operator.gain.double()
+        product = held * gain
+        size = product.abs()
+        # What underflows would be taken for a gain of zero.
+        lost = ~((size >= _LEAST) & (size <= 1 / _LEAST)) & (held != 0) & (gain != 0)
+        if bool(lost.any()):
+            return None
+        return Map(Diagonal(product, together * _SLOP + 2.0**-60), first.axis or second.axis)
     return scaled(first, gain, None, uncertainty) if multiplies_safely(first.operator, gain) else None
 
 
 def _sampled(second: Map, behind: Convolution, first: Map) -> Map | None:
-    """A kernel of one tap, perhaps strided, behind any convolution: it mixes the channels and drops positions."""
+    """A kernel of one tap, perhaps strided, behind any convolution: it mixes the channels and drops positions.
+
+    Beyond the last position of what it reads it makes zeros, where the convolution would go on.
+    """
+    if any(reach > size for reach, size in zip(behind.reach, behind.input_size, strict=True)):
+        return None
     inner = first.operator.convolution if isinstance(first.operator, Padded) else first.operator
     assert isinstance(inner, Convolution)
     if inner.transposed or inner.output_size != behind.input_size or (inner.circular and not _is_pointwise(behind)):

@@ -11,6 +11,7 @@ import reference
 import torch
 from networks import Residual, in_double, jacobian, matrix_of, normalised
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lipcheck
 from lipcheck.report import Report
@@ -105,9 +106,9 @@ class Attending(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.first(x)).reshape(1, 4, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
-        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 4, 6)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 4, 6)
         x = x + self.out(y)
-        found: Tensor = x + self.outer(nn.functional.gelu(self.inner(self.second(x))))
+        found: Tensor = x + self.outer(F.gelu(self.inner(self.second(x))))
         return found
 
 
@@ -180,6 +181,70 @@ def test_a_kernel_behind_a_strided_convolution_is_merged_exactly(seed: int) -> N
     upper = 10 ** audited(module, (2, 5, 6)).network.log10_upper
     assert truth <= upper * SLACK
     assert upper <= truth * 1.3  # the embedding's slack on so few pixels
+
+
+WIDE = {"w": torch.tensor([[[1.0, 0.0, 0.0]]]), "i": torch.ones(1, 1, 1)}
+FLAT = {"w": torch.tensor([[[[1.0, 0.0, 0.0]]]]), "i": torch.ones(1, 1, 1, 1)}
+BEYOND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "1-D": (
+        lambda: networks.Function(
+            lambda self, x: (
+                F.conv1d(F.pad(F.conv1d(x, self.w, padding=1), (0, 1)), self.i) - F.conv1d(F.pad(x, (1, 2)), self.w)
+            ),
+            **WIDE,
+        ),
+        (1, 4),
+    ),
+    "strided": (
+        lambda: networks.Function(
+            lambda self, x: (
+                F.conv1d(F.pad(F.conv1d(x, self.w, padding=1), (0, 3)), self.i, stride=2)
+                - F.conv1d(F.pad(x, (1, 4)), self.w, stride=2)
+            ),
+            **WIDE,
+        ),
+        (1, 6),
+    ),
+    "2-D": (
+        lambda: networks.Function(
+            lambda self, x: (
+                F.conv2d(F.pad(F.conv2d(x, self.w, padding=(0, 1)), (0, 1)), self.i)
+                - F.conv2d(F.pad(x, (1, 2)), self.w)
+            ),
+            **FLAT,
+        ),
+        (1, 3, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_a_kernel_of_one_tap_makes_beyond_its_input_is_zero(name: str) -> None:
+    """Merged with what is in front, it would make something there, which a sum could take away again."""
+    build, shape = BEYOND[name]
+    module = build()
+    truth = reference.norm(matrix_of(in_double(module), (1, *shape)))
+    assert truth > 0.9
+    assert truth <= 10 ** audited(module, shape).network.log10_upper * SLACK
+
+
+@pytest.mark.parametrize(("gain", "times"), [(1e-200, 2), (2.0**-100, 11), (2.0**-60, 20)])
+def test_gains_whose_product_leaves_float64_are_not_merged(gain: float, times: int) -> None:
+    """They make up for one another in real arithmetic: the map is the identity."""
+
+    def scaled(self: nn.Module, x: Tensor) -> Tensor:
+        for _ in range(times):
+            x = x * self.g
+        x = F.linear(x, self.a)
+        for _ in range(times):
+            x = x * self.h
+        return F.linear(x, self.a)
+
+    given = {"dtype": torch.float64}
+    parts = {"g": torch.full((4,), gain, **given), "h": torch.full((4,), 1 / gain, **given), "a": torch.eye(4, **given)}
+    module = networks.Function(scaled, **parts)
+    report = lipcheck.check(module, example=torch.randn(1, 4, dtype=torch.float64), samples=0)
+    assert report.network.log10_upper >= -1e-9
 
 
 def test_a_spatial_kernel_behind_a_padded_one_is_not_merged() -> None:
