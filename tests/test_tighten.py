@@ -228,6 +228,38 @@ def test_what_a_kernel_of_one_tap_makes_beyond_its_input_is_zero(name: str) -> N
     assert truth <= 10 ** audited(module, shape).network.log10_upper * SLACK
 
 
+CONSTANT = torch.ones(3)
+MOVED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+    "x + c": (lambda x, c: x + c, 1),
+    "x - c": (lambda x, c: x - c, 1),
+    "c - x": (lambda x, c: c - x, -1),
+    "2 - x": (lambda x, c: 2 - x, -1),
+    "rsub": (torch.rsub, -1),
+    "rsub, alpha -1": (lambda x, c: torch.rsub(x, c, alpha=-1), 1),
+    "add(x, c, alpha -1)": (lambda x, c: torch.add(x, c, alpha=-1), 1),
+    "add(c, x, alpha -1)": (lambda x, c: torch.add(c, x, alpha=-1), -1),
+    "sub(c, x, alpha -1)": (lambda x, c: torch.sub(c, x, alpha=-1), 1),
+    "-x": (lambda x, c: -x, -1),
+    "x * -1": (lambda x, c: x * -1.0, -1),
+    "x / -1": (lambda x, c: x / -1.0, -1),
+    "addcmul": (lambda x, c: torch.addcmul(c, x, c, value=-1), -1),
+    "lerp": (lambda x, c: torch.lerp(c, x, -1.0), -1),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_constant_beside_an_activation_leaves_its_sign(name: str) -> None:
+    """Merged maps can cancel, so that a sign that is lost makes a sum of nothing."""
+    moved, sign = MOVED[name]
+    for other in (1.0, -1.0):
+        module = networks.Function(
+            lambda self, x, other=other: moved(self.a(x), self.c) + other * self.a(x), a=nn.Linear(3, 3), c=CONSTANT
+        )
+        report = audited(module, (3,))
+        truth = reference.norm(module.a.weight.detach().double()) * abs(sign + other)
+        assert truth <= 10**report.network.log10_upper * SLACK
+
+
 @pytest.mark.parametrize(("gain", "times"), [(1e-200, 2), (2.0**-100, 11), (2.0**-60, 20)])
 def test_gains_whose_product_leaves_float64_are_not_merged(gain: float, times: int) -> None:
     """They make up for one another in real arithmetic: the map is the identity."""

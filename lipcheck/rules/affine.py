@@ -130,19 +130,19 @@ def negation(node: Node) -> Operator:
 def addition(node: Node) -> Operator:
     """A sum of activations; a constant only moves the output. A smaller operand is copied as it is broadcast."""
     given = node.arguments
-    alpha = given.get("alpha", 1)
-    weights = []
-    for name in ("self", "other"):
+    alpha = float(given.get("alpha", 1)) * (-1 if "sub" in node.op_name else 1)
+    # What each operand is multiplied by, its sign included.
+    factors = {"self": 1.0, "other": 1.0} | {"self" if "rsub" in node.op_name else "other": alpha}
+    weights, signed = [], 1.0
+    for name, factor in factors.items():
         operand = given[name]
         if isinstance(operand, Value):
             copies = math.prod(node.shape) / max(1, math.prod(operand.shape))
-            scaled = abs(float(alpha)) if name == ("self" if "rsub" in node.op_name else "other") else 1.0
-            weight = sqrt_up(copies)
-            weights.append(weight if scaled == 1.0 else up(weight * scaled))
+            weight, signed = sqrt_up(copies), factor
+            weights.append(weight if abs(factor) == 1.0 else up(weight * abs(factor)))
     if weights != [1.0]:
         return Sum(tuple(weights))
-    subtracted = isinstance(given["self" if "rsub" in node.op_name else "other"], Value) and "sub" in node.op_name
-    return Diagonal(torch.tensor(-1.0, dtype=torch.float64)) if subtracted else IDENTITY
+    return Diagonal(torch.tensor(-1.0, dtype=torch.float64)) if signed < 0 else IDENTITY
 
 
 @rule(aten.cat.default)
