@@ -37,15 +37,6 @@ _LOWEST = -26.0
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Balanced:
-    """The variables found, and the logarithm of the constant that the search believes in."""
-
-    theta: Tensor
-    estimate: float
-    steps: int
-
-
 class _Term:
     """A number of the composition as a function of the variables, under the name of its factor."""
 
@@ -226,8 +217,8 @@ class Search:
             found += self._factors(link, values)
         return theta
 
-    def run(self, steps: int) -> Balanced:
-        """The best scales after so many steps of descent, the last ones averaged."""
+    def run(self, steps: int) -> Tensor:
+        """The variables of the best scales after so many steps of descent, the last ones averaged."""
         theta = self.start()
         for _ in range(_WARM + 1):
             composition, gradient = self._descended(theta)
@@ -251,7 +242,7 @@ class Search:
             composition, _ = self._descended(kept)
             if composition.output < best[0]:
                 best = composition.output, kept
-        return Balanced(best[1], best[0], steps)
+        return best[1]
 
     def _descended(self, theta: Tensor) -> tuple[Composition, Tensor]:
         """The composition and the gradient of its logarithm."""
@@ -310,7 +301,8 @@ class Search:
             assert isinstance(read, Space)
             label = read.label if read.label.shape[axis] == 1 else read.label.repeat_interleave(times, axis)
             offset = read.offset if read.label.shape[axis] == 1 else read.offset.repeat_interleave(times, axis)
-            gain = channel_norms(link.operator)
+            gain = self.layout.norms.get(link.name)
+            gain = channel_norms(link.operator) if gain is None else gain
             shape = [len(gain) if n == axis else 1 for n in range(len(link.shape))]
             term = self._apart(link.name, own, Space(label, offset), gain.reshape(shape))
             if term is not None:

@@ -96,20 +96,13 @@ def scaled_columns(operator: Weighted, gain: Tensor, uncertainty: float) -> Weig
         inner = scaled_columns(operator.convolution, gain, uncertainty)
         assert isinstance(inner, Convolution)
         return replace(operator, convolution=inner)
-    rounded = operator.uncertainty + uncertainty + 2.0**-52
-    gain = gain.double()
     if isinstance(operator, Dense):
-        return replace(operator, matrix=operator.matrix.double() * gain, uncertainty=rounded)
-    weight = operator.weight.double()
-    if gain.numel() == 1:
-        weight = weight * gain
-    elif operator.transposed:
-        # The input channels of an adjoint are the weight's outputs.
-        weight = weight * gain.reshape(-1, *(1,) * (operator.axes + 1))
-    else:
-        grouped = weight.reshape(operator.groups, -1, *weight.shape[1:])
-        weight = (grouped * gain.reshape(operator.groups, 1, -1, *(1,) * operator.axes)).reshape(weight.shape)
-    return replace(operator, weight=weight, uncertainty=rounded)
+        rounded = operator.uncertainty + uncertainty + 2.0**-52
+        return replace(operator, matrix=operator.matrix.double() * gain.double(), uncertainty=rounded)
+    # The inputs of a convolution are the outputs of its adjoint.
+    turned = scaled_rows(replace(operator, transposed=not operator.transposed), gain, uncertainty)
+    assert isinstance(turned, Convolution)
+    return replace(turned, transposed=operator.transposed)
 
 
 def scaled(given: Map, outputs: Tensor | None, inputs: Tensor | None, uncertainty: float = 0.0) -> Map:

@@ -58,7 +58,6 @@ class Link:
     error: Tensor | None = None
     own: bool = False
     elementwise: bool = False
-    layers: tuple[str, ...] = ()
 
     @property
     def map(self) -> Map | None:
@@ -131,8 +130,7 @@ def _link(step: Step, inputs: tuple[str, ...]) -> Link:
     if len(inputs) == 1 and isinstance(operator, Dense | Convolution | Padded):
         axis = channel_axis(node, operator)
     own = step.inputs == tuple(value.name for value in node.inputs)
-    layers = (node.layer, *step.merged_with)
-    return Link(node.name, inputs, operator, node, node.shape, axis, own=own, layers=layers)
+    return Link(node.name, inputs, operator, node, node.shape, axis, own=own)
 
 
 def _live(links: Sequence[Link], output: str) -> list[Link]:
@@ -266,7 +264,7 @@ def _mapped(link: Link, name: str, inputs: tuple[str, ...], one: Map, widths: tu
     if isinstance(operator, Diagonal) and operator.gain.numel() > 1:
         operator = replace(operator, gain=operator.gain.reshape(-1, *(1,) * (-one.axis - 1)))
     axis = 0 if isinstance(operator, Diagonal) else one.axis
-    return Link(name, inputs, operator, link.node, link.shape, axis, widths, one.error, layers=link.layers)
+    return Link(name, inputs, operator, link.node, link.shape, axis, widths, one.error)
 
 
 def _diagonal(link: Link, shape: tuple[int, ...]) -> Map | None:

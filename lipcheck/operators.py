@@ -417,7 +417,7 @@ class Pointwise(Nonlinear):
         (x,) = ranges
         slope = self.slope
         if self.curve is not None:
-            found = self.curve.steepest(*_distinct(x))
+            found = self.curve.steepest(*x.ends)
             # A derivative that no float can hold says nothing; one near zero is off by a part of the largest.
             beside = rounding.UNDERFLOW + (2.0**-40 * self.slope if math.isfinite(self.slope) else 0.0)
             found = math.inf if math.isnan(found) else found * (1 + 2 * rounding.EVALUATION) + beside
@@ -428,7 +428,7 @@ class Pointwise(Nonlinear):
         (x,) = ranges
         if self.curve is None:
             return Range.unknown(shape)
-        found = Range.box(*self.curve.image(*_distinct(x)))
+        found = Range.box(*self.curve.image(*x.ends))
         least, largest = self.curve.bounds
         return Range(found.low.clamp(least, largest).expand(shape), found.high.clamp(least, largest).expand(shape))
 
@@ -447,17 +447,6 @@ class Pointwise(Nonlinear):
 
 
 _FEW_SLOPES = frozenset(("relu", "relu6", "leaky_relu", "prelu", "abs", "hardtanh", "clamp"))
-
-
-def _distinct(x: Range) -> tuple[Tensor, Tensor]:
-    """The ends, along the axes where they vary: an axis that was expanded has one entry."""
-    low, high = x.low, x.high
-    if low.numel() == 0:
-        return low, high
-    for axis in range(low.dim()):
-        if low.stride(axis) == 0 and high.stride(axis) == 0:
-            low, high = low.narrow(axis, 0, 1), high.narrow(axis, 0, 1)
-    return low, high
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -66,6 +66,15 @@ class Range:
             and _scalar(self.high) == math.inf  # fmt: skip
 
     @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The box, its numbers once each where both ends were expanded. Shape: one for both, broadcasts to x's."""
+        low, high = self.low, self.high
+        for axis in range(low.dim()):
+            if low.stride(axis) == high.stride(axis) == 0 and low.shape[axis] > 1:
+                low, high = low.narrow(axis, 0, 1), high.narrow(axis, 0, 1)
+        return low, high
+
+    @property
     def bounded(self) -> bool:
         """Whether every element has two finite ends."""
         return all(math.isfinite(_largest(distinct(end).abs())) for end in (self.low, self.high))
@@ -82,9 +91,7 @@ class Range:
 
     def magnitude(self) -> Tensor:
         """At least |x|, elementwise; inf where it has no bound. Shapes: that of x."""
-        low, high = self.low, self.high
-        if low.stride() == high.stride():
-            low, high = distinct(low), distinct(high)
+        low, high = self.ends
         return torch.maximum(low.abs(), high.abs()).expand(self.shape)
 
     def log_magnitude(self) -> float:

@@ -107,6 +107,7 @@ class Layout:
     chain: Chain
     of: Mapping[str, Spaces]
     balance: Mapping[str, Tensor]  # the variables of the maps that read several inputs side by side
+    norms: Mapping[str, Tensor]  # `channel_norms` of depthwise convolutions whose scales are free
     roots: Tensor
     shifts: Tensor
 
@@ -140,7 +141,7 @@ def layout(chain: Chain, fixed: Callable[[Link], bool]) -> Layout:
     for part in last if isinstance(last, tuple) else (last,):
         work.variables.join(part, _constant(part.label.dim()))
     roots, shifts = work.variables.resolved()
-    return Layout(chain, work.spaces, work.balance, roots, shifts)
+    return Layout(chain, work.spaces, work.balance, work.norms, roots, shifts)
 
 
 def unweighted(chain: Chain) -> Layout:
@@ -149,7 +150,7 @@ def unweighted(chain: Chain) -> Layout:
     spaces = {name: _constant(len(shape)) for name, shape in chain.shapes.items()}
     balance = {link.name: variables.fresh(len(link.inputs)) for link in chain.links if link.widths}
     roots, shifts = variables.resolved()
-    return Layout(chain, spaces, balance, roots, shifts)
+    return Layout(chain, spaces, balance, {}, roots, shifts)
 
 
 def _constant(rank: int) -> Space:
@@ -165,6 +166,7 @@ class _Work:
         self.variables = Variables()
         self.spaces: dict[str, Spaces] = {chain.source: _constant(len(chain.shapes[chain.source]))}
         self.balance: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
 
     def made(self, link: Link) -> Spaces:
         """The space of what a link makes; what it reads is joined where that costs nothing."""
@@ -199,7 +201,7 @@ class _Work:
                 self.variables.join(space, _constant(space.label.dim()))
             return _constant(rank)
         if is_depthwise(operator) and isinstance(operator, Convolution):
-            norms = channel_norms(operator)
+            norms = self.norms[link.name] = channel_norms(operator)
             times = own.outputs // own.inputs
             axis = rank + own.axis
             label, offset = read[0].label, read[0].offset

@@ -172,7 +172,7 @@ def _merged(chain: Chain, toolbox: _Work, budget: float) -> Chain:
 def _by_merging(chain: Chain, toolbox: _Work) -> float:
     """ln of the bound with merged maps in plain norms."""
     plain = unweighted(chain)
-    theta = _search(plain, toolbox).run(_BALANCING).theta if plain.balance else torch.zeros(plain.count).double()
+    theta = _search(plain, toolbox).run(_BALANCING) if plain.balance else torch.zeros(plain.count).double()
     return toolbox.certified(chain, plain.scales(theta))
 
 
@@ -204,7 +204,7 @@ def _by_weights(chain: Chain, toolbox: _Work, budget: float) -> _Weights:
     steps = min(steps, int(budget / max(search.work, 1.0)))
     if steps < _FEWEST:
         return _Weights(None, ("norms are not weighted, which takes longer than the layers' bounds: --tight does it",))
-    theta = search.run(steps).theta
+    theta = search.run(steps)
     clock.stage("bounding the weighted maps", sum(cost(link.operator) for link in maps if link.name not in left))
     found = toolbox.certified(chain, scales.scales(theta))
     count = f"{len(left)} map{'' if len(left) == 1 else 's'}"

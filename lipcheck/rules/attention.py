@@ -141,9 +141,6 @@ class Contraction:
         """An operand's places in front, then these two groups of its axes, each as one axis."""
         return _arrangement(self.axes[side], self.places, rows, features)
 
-    def result_arranged(self, rows: Sequence[int], features: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        return _arrangement(self.result, self.places, rows, features)
-
     def assembled(self, side: int) -> Callable[[Tensor], Tensor]:
         """From (places, this operand's own axes as one) to the result, the same for all of the other's own."""
         sizes = dict(zip(self.axes[side], self.operands[side].shape, strict=True))
