@@ -102,7 +102,8 @@ def main() -> int:
             generate(folder, int(given.size * 1e9), given.width)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         print(f"{size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files", flush=True)
-        words = [sys.executable, "-m", "lipcheck", f"{folder}/", "-q", "--json", "-", "--device", given.device]
+        words = [sys.executable, "-m", "lipcheck", f"{folder}/", "-q", "--no-cache", "--json", "-"]
+        words += ["--device", given.device]
         words += [] if given.threads is None else ["--threads", str(given.threads)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         began = time.perf_counter()

@@ -39,7 +39,7 @@ from lipcheck.report import EmbeddingReport, LayerReport, UnsupportedOperation
 from lipcheck.rows import Listing, embedding_rows, layer_rows, listing
 from lipcheck.simplify import uniform_gain
 from lipcheck.steps import Step
-from lipcheck.tighten import tighten
+from lipcheck.tighten import Tightening, tighten
 
 # The sampled Jacobians' work, as a guessed share of the bounds'.
 _BESIDE = 0.4
@@ -75,6 +75,7 @@ def audit_layers(
     heads: bool = False,
     tables: Mapping[str, Tensor] | None = None,
     kept: Kept | None = None,
+    tightened: bool = True,
 ) -> LayerAudit:
     """Bounds of all linear steps, by themselves and merged, and the two compositions of the network.
 
@@ -82,7 +83,7 @@ def audit_layers(
     bounds. `methods` are compared on each layer with weights; behind a padding that copies, where the certified bound
     is loose, the randomised one always is.
     `heads` lists the projections of attention by head. `tables` are the module's embeddings, by path. `kept` are the
-    bounds of earlier audits; what is computed joins them.
+    bounds of earlier audits; what is computed joins them. `tightened` is whether the network's bound is worth its time.
     """
     bounds = _Bounds(settings, kept or Kept(None, settings))
     extra = listing(graph, steps, heads=heads, tables=tables or {})
@@ -104,7 +105,7 @@ def audit_layers(
     plain = _composition(graph, steps, bounds, known, merged=False)
     unsupported = _unsupported(graph, steps, known)
     # What a network may cost is the same whether or not its layers were found.
-    tightening = tighten(
+    tightening = Tightening() if not tightened else tighten(
         graph, steps, known.slopes, bounds.of, settings, clock,
         product=plain.output, folded=whole.output, work=bounds.work, kept=bounds.kept,
     )  # fmt: skip

@@ -147,6 +147,7 @@ def check(
                 maker={"lipcheck": version()},
             )
         loaded = open_model(model, example, weights, seed, input_size, partial=partial, ema=ema)
+        samples = 0 if loaded.missing else samples  # nothing is said of that network
         region = None if wanted is None else open_region(wanted, loaded)
         book = gather(rules, plugins=plugins)  # a factory's module may have registered some
         for problem in book.problems:
@@ -171,8 +172,9 @@ def check(
             tables = embedding_tables(loaded.module)
             known = kept(settings, wanted=cache)
             audit = audit_layers(
-                graph, steps, settings, clock, sample, methods, within, heads=heads, tables=tables, kept=known
-            )
+                graph, steps, settings, clock, sample, methods, within,
+                heads=heads, tables=tables, kept=known, tightened=not loaded.missing,
+            )  # fmt: skip
             if certificate is not None:
                 clock.stage("writing the certificate")
                 chosen = weights if isinstance(model, str) else loaded.weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 _AUDIT = "MODEL"  # the command that a line without a command's name means
 _EVERYWHERE = ("--help", "-h", "--version")
 _HELPING = "lipcheck.helping"
+# What the parser says of a line, in our words.
+_REWORDED = {
+    r"^Invalid value for '(--[\w-]+)': Input should be greater than or equal to (\S+)$": r"\1 takes numbers from \2 on",
+    r"^Invalid value for '(--[\w-]+)': Input should be a valid integer.*": r"\1 takes a whole number",
+    r"^Invalid value for '(--[\w-]+)': Input should be a valid number.*": r"\1 takes a number",
+    r"^No such command '(.*)'$": r"no command called \1; `lipcheck --help` lists them",
+    r"^Got unexpected extra argument\(?s?\)? \((.*)\)$": r"unexpected extra argument: \1",
+    r"^Option '(--[\w-]+)' requires an argument$": r"\1 takes a value; `lipcheck --help` tells which",
+}
 
 
 class ModelOrCommand(TyperGroup):
@@ -555,9 +565,9 @@ app.add_typer(_cache, name="cache")
 
 @_cache.callback(invoke_without_command=True)
 def cache_command(context: typer.Context) -> None:
-    """Tell of the bounds that audits keep for later ones, or remove them."""
+    """Tell of the bounds that audits keep for later ones, or remove them; without a command as `info`."""
     if context.invoked_subcommand is None:
-        raise UsageError("nothing is said of the cache; give `lipcheck cache info` or `lipcheck cache clear`")
+        cache_info()
 
 
 @_cache.command("info")
@@ -716,6 +726,8 @@ def _told_usage(error: Any, given: Sequence[str]) -> str:
         near = get_close_matches(option, possible, n=1)
         return f"no option called {option}; " + (f"did you mean {near[0]}?" if near else "`lipcheck --help` lists them")
     message = " ".join(str(error.format_message()).split()).rstrip(".")
+    for pattern, ours in _REWORDED.items():
+        message = re.sub(pattern, ours, message)
     return f"{message}{_nearest_command(given)}" if "unexpected extra" in message else message
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lipcheck.methods import METHODS
+from lipcheck.sources.names import timm_names
 
-_REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
 _PREFIXES = ("timm:", "torchvision:", "hf:", "hf-hub:")
 
 
@@ -27,16 +25,6 @@ def zoo_names(incomplete: str) -> list[str]:
     prefix = "timm:" if incomplete.startswith("timm:") else ""
     names = ["timm:", "torchvision:", "transformers:", *(prefix + name for name in timm_names())]
     return [name for name in names if name.startswith(incomplete)]
-
-
-def timm_names() -> list[str]:
-    """The architectures that timm registers, read from its source: importing it would take seconds per key press."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
-    texts = (file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.glob("*.py")))
-    return sorted({name for text in texts for name in _REGISTERED.findall(text)})
 
 
 def methods(incomplete: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -159,7 +160,7 @@ def _merged(chain: Chain, toolbox: _Work, budget: float) -> Chain:
     """The chain with what can be merged for less than the budget; the same where that is nothing."""
     limit = _ONE * budget
     for _ in range(3):
-        found = merged(chain, lambda operator, most=limit: cost(operator) <= most)  # type: ignore[misc]
+        found = merged(chain, partial(_within, limit))
         new = toolbox.new(found)
         if not new:
             return chain
@@ -167,6 +168,10 @@ def _merged(chain: Chain, toolbox: _Work, budget: float) -> Chain:
             return found
         limit /= 8
     return chain
+
+
+def _within(limit: float, operator: Operator) -> bool:
+    return cost(operator) <= limit
 
 
 def _by_merging(chain: Chain, toolbox: _Work) -> float:

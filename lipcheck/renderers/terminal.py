@@ -58,7 +58,8 @@ class render:
             yield from layer_table(shown, width)
         if len(shown) < total:
             matching = "" if self.layers is None else f", matching {clean(self.layers)}"
-            yield Text(f"{len(shown)} of {total} layers shown{matching}", style="dim")
+            like = "" if shown else f"; their names are like {describe.path(self.report.layers[0])}"
+            yield Text(f"{len(shown)} of {total} layers shown{matching}{like}", style="dim" if shown else "yellow")
         elif not total:
             yield Text("no linear layers", style="dim")
         kinds = {
@@ -118,7 +119,7 @@ def _heading(report: Report, width: int) -> Iterator[Text]:
     if report.network.domain:
         yield from _facts(["domain:", *report.network.domain.split(" ")], width, between=" ")
     for note in model.notes:
-        yield Text(f"note: {clean(note)}", style="yellow")
+        yield from _facts(["note:", *clean(note).split(" ")], width, "yellow", between=" ")
 
 
 def _facts(
@@ -162,7 +163,7 @@ def _left_out(report: Report, width: int) -> Iterator[Text]:
         return
     yield Text("left out", style="bold").append("  of the checkpoint, without a bound", style="not bold dim")
     for group in report.left_out:
-        yield from _facts([f"{len(group.names)}", *group.reason.split(" ")], width, between=" ", indent=2)
+        yield from _facts([*group.reason.split(" "), f"({len(group.names)})"], width, between=" ", indent=2)
         yield from _named(group.names, width)
     yield Text()
 
@@ -210,7 +211,7 @@ def _holders(report: Report, width: int) -> Iterator[Text]:
 def _power(log10: float) -> str:
     if math.isinf(log10):
         return "∞" if log10 > 0 else "0"
-    plain = f" = {numbers.plain_up(log10)}" if -300 < log10 < _PLAIN_BELOW else ""
+    plain = f" ({numbers.plain_up(log10)})" if -300 < log10 < _PLAIN_BELOW else ""
     return f"10^{numbers.power_up(log10)}{plain}"
 
 

@@ -53,7 +53,9 @@ def refuse_unsound_archive(path: Path, size: int) -> dict[str, int]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{plain(path)}: a damaged torch archive ({reason(error)})") from error
+        raise WeightsError(
+            f"{plain(path)}: a torch archive that is cut off or damaged ({reason(error)}); get the file again"
+        ) from error
     refuse_count(path, len(entries), "archive entries")
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
@@ -90,7 +92,9 @@ def _refuse_unsound_pickle(path: Path, entries: dict[str, int]) -> None:
         with zipfile.ZipFile(path) as archive:
             text = archive.read(name)
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise WeightsError(f"{plain(path)}: a damaged torch archive ({reason(error)})") from error
+        raise WeightsError(
+            f"{plain(path)}: a torch archive that is cut off or damaged ({reason(error)}); get the file again"
+        ) from error
     _Reader(path, io.BytesIO(text), lambda key: entries.get(f"{root}data/{key}", 0)).follow()
 
 

@@ -44,7 +44,8 @@ def entries(path: Path) -> dict[str, Entry]:
             refuse_count(path, len(names), "tensors")
             return {name: _entry(name, file.get_slice(name)) for name in names}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise WeightsError(f"{plain(path)}: no sound safetensors file ({reason(error)})") from error
+        lost = "; get it again, if it was cut off on its way" if "not fully covered" in str(error) else ""
+        raise WeightsError(f"{plain(path)}: no sound safetensors file ({reason(error)}){lost}") from error
 
 
 def metadata(path: Path) -> Mapping[str, str]:
@@ -79,19 +80,22 @@ def _refuse_oversized(path: Path) -> None:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            start = file.read(8)
-            if len(start) < 8:
-                raise WeightsError(f"{plain(path)}: no sound safetensors file (it has {len(start)} bytes)")
-            (length,) = struct.unpack("<Q", start)
+            start = file.read(9)
+            if len(start) < 9:
+                raise WeightsError(f"{plain(path)}: no sound safetensors file (it has {size} bytes)")
+            (length,) = struct.unpack("<Q", start[:8])
+            if length > LONGEST_HEADER and start[8:] != b"{":
+                raise WeightsError(f"{plain(path)}: no safetensors file, whatever its name (it has no header)")
             if length > LONGEST_HEADER:
                 raise WeightsError(
                     f"{plain(path)}: no sound safetensors file (its header claims over {LONGEST_HEADER} bytes)"
                 )
             if length > size - 8:
                 raise WeightsError(
-                    f"{plain(path)}: no sound safetensors file (a header of {length} bytes in a file of {size})"
+                    f"{plain(path)}: no sound safetensors file (a header of {length} bytes in a file of {size}); "
+                    "get it again, if it was cut off on its way"
                 )
-            text = file.read(length)
+            text = start[8:] + file.read(max(0, length - 1))
     except OSError as error:
         raise WeightsError(f"{plain(path)}: {error.strerror}; give a safetensors or .pth file") from error
     refuse_count(path, text.count(b"{") - 2, "tensors")

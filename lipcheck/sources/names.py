@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from lipcheck.errors import UnknownModelError
 from lipcheck.sources.wording import plain
 
 NEAREST = 3
 SIMILARITY = 0.6  # of difflib's ratio, below which a suggestion is noise
+_REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
 
 
 def unknown(name: str, wanted: str, known: Mapping[str, str] | Iterable[str]) -> UnknownModelError:
@@ -40,3 +44,13 @@ def every_name() -> dict[str, str]:
     else:
         written.update({name: name for name in timm.list_models()})
     return written | {"demo": "demo"}
+
+
+def timm_names() -> list[str]:
+    """The architectures that timm registers, read from its source: importing it takes seconds."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(next(iter(spec.submodule_search_locations))) / "models"
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in sorted(folder.glob("*.py")))
+    return sorted({name for text in texts for name in _REGISTERED.findall(text)})

@@ -15,10 +15,10 @@ from lipcheck.errors import InputSizeError, SourceError, UnknownModelError, Usag
 from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.checkpoint import Checkpoint, read_checkpoint
 from lipcheck.sources.loaded import LoadedModel
-from lipcheck.sources.shards import INDEX, INDEX_SUFFIX
+from lipcheck.sources.shards import INDEX_SUFFIX
 from lipcheck.sources.streams import open_stream
 from lipcheck.sources.surroundings import seeded
-from lipcheck.sources.targets import WEIGHT_FILES
+from lipcheck.sources.targets import existing
 from lipcheck.sources.vetting import WEIGHT_SUFFIXES
 from lipcheck.sources.weights import fill, fill_partly, refuse_nonfinite
 from lipcheck.sources.wording import plain, times
@@ -64,7 +64,7 @@ def load(
         raise UsageError(f"seed {seed}: expected an integer from 0 to 2**63 - 1")
     if input_size is not None:
         _refuse_impossible(name, input_size)
-    chosen = _Chosen(None if weights in (PRETRAINED, RANDOM) else _existing(weights), partial, ema)
+    chosen = _Chosen(None if weights in (PRETRAINED, RANDOM) else existing(weights), partial, ema)
     if (partial or ema) and chosen.path is None:
         # A folder's own weights, read as a checkpoint.
         if weights == RANDOM or not Path(name).expanduser().is_dir():
@@ -136,13 +136,18 @@ def _of_path_or_timm(name: str) -> Blueprint:
         from lipcheck.sources.folder import local_folder
 
         return local_folder(path.resolve(), written=plain(name))
+    if path.suffix == ".py" and path.is_file():
+        called = ".".join(path.with_suffix("").parts)
+        raise SourceError(
+            f"{plain(name)}: a Python file; write {plain(called)}:FUNCTION for the function that builds the network"
+        )
     if path.is_file():
         raise SourceError(
             f"{plain(name)}: a file alone does not say which network it is for; "
             f"give MODEL --weights {plain(name)}, or the folder with its config.json"
         )
     if looks_like_a_path:
-        hint = f"; for the model hub write hf:{plain(name)}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
+        hint = f"; for the model hub write hf:{plain(name)}" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else ""
         raise UnknownModelError(f"{plain(name)}: no such file or folder{hint}")
     return timm_model(name, written=name)
 
@@ -154,14 +159,6 @@ class _Chosen:
     path: Path | None
     partial: bool
     ema: bool
-
-
-def _existing(weights: str) -> Path:
-    path = Path(weights).expanduser()
-    if not path.is_file() and not (path.is_dir() and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))):
-        what = "a folder without weights" if path.is_dir() else "no such file"
-        raise WeightsError(f"--weights {plain(weights)}: {what}; expected pretrained, random or a checkpoint file")
-    return path
 
 
 def _weighted(blueprint: Blueprint, weights: str, chosen: _Chosen, seed: int) -> _Weighted:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipcheck.errors import UsageError, WeightsError
+from lipcheck.sources.names import timm_names
 from lipcheck.sources.shards import INDEX, INDEX_SUFFIX
 from lipcheck.sources.vetting import ONNX_SUFFIX, TORCH_SUFFIXES, WEIGHT_SUFFIXES
 from lipcheck.sources.wording import plain
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 LOCAL = "local-dir:"
+WORDS = ("pretrained", "random")  # of weights that are no file
 NONE = "none"  # as an architecture: the weights alone, whatever lies beside them
 
 
@@ -28,10 +30,9 @@ class Target:
         """The files and folders of a stranger that this will read."""
         if self.alone is not None:
             return (self.alone,)
-        named = [Path(self.weights).expanduser()] if self.weights not in ("pretrained", "random") else []
+        named = [Path(self.weights).expanduser()] if self.weights not in WORDS else []
         folder = Path(self.model).expanduser()
-        # A name without a separator is that of a model, whatever lies under it here.
-        named += [folder] if _is_path(self.model) and folder.is_dir() else []
+        named += [folder] if _is_folder(self.model) else []
         return tuple(path for path in named if path.exists())
 
     @property
@@ -43,12 +44,14 @@ class Target:
 def target(model: str, weights: str = "pretrained", arch: str | None = None) -> Target:
     """What `model` means: with `arch`, the weights of that network; without a config beside it, weights alone.
 
-    Errors: UsageError for a combination that means nothing; WeightsError where `arch` has no weights to hold.
+    Errors: UsageError for a combination that means nothing; WeightsError where there are no such weights.
     """
+    if weights not in WORDS:
+        existing(weights)
     if model.startswith(LOCAL):
         model = f"./{model.removeprefix(LOCAL)}" if "/" not in model else model.removeprefix(LOCAL)
     path = Path(model).expanduser()
-    if not _of_weights(path, model):
+    if not _of_weights(path, model, named=arch is None):
         if arch is not None:
             what = "there is no such file or folder" if not path.exists() else "it holds no weights"
             raise WeightsError(f"{plain(model)}: --arch names the network of a checkpoint, and {what}")
@@ -78,17 +81,40 @@ def _written(folder: Path) -> str:
     return str(folder) if folder.is_absolute() else f"./{folder}"
 
 
-def _of_weights(path: Path, model: str) -> bool:
-    """Whether the path is there and holds weights, in a file of its own or in a folder."""
+def existing(weights: str) -> Path:
+    """The file or folder of weights that an option names.
+
+    Errors: WeightsError where it is not there, or holds none.
+    """
+    path = Path(weights).expanduser()
+    if not path.is_file() and not (path.is_dir() and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))):
+        what = "a folder without weights" if path.is_dir() else "no such file"
+        raise WeightsError(f"--weights {plain(weights)}: {what}; expected pretrained, random or a checkpoint file")
+    return path
+
+
+def _of_weights(path: Path, model: str, *, named: bool) -> bool:
+    """Whether the path is there and holds weights, in a file of its own or in a folder.
+
+    `named` says that it may be the name of a network as well.
+    """
     if not model:
         return False
     try:
         if path.is_dir():
-            return _is_path(model) and any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))
+            held = any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))
+            return held and (not named or _is_folder(model))
         suffixed = path.suffix in (*WEIGHT_SUFFIXES, ONNX_SUFFIX) or path.name.endswith(INDEX_SUFFIX)
         return path.exists() and suffixed
     except (OSError, ValueError):
         return False
+
+
+def _is_folder(model: str) -> bool:
+    """Whether a folder is meant: there is one, and the name is no network's."""
+    if not Path(model).expanduser().is_dir():
+        return False
+    return _is_path(model) or model.partition(".")[0] not in ("demo", *timm_names())
 
 
 def _is_path(model: str) -> bool:

@@ -111,7 +111,8 @@ def misfit(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> WeightsError
         if names
     ]
     facts = "; ".join(parts) or "the model's own loader rejects them"
-    way_out = ", or audit what fits with --partial" if len(missing) < len(wanted) else ""
+    fits = any(_same(given, name, tensor) for name, tensor in wanted.items())
+    way_out = ", or audit what fits with --partial" if fits else ""
     return WeightsError(
         f"{plain(checkpoint.path)}: weights do not fit the model ({facts}); give its own checkpoint{way_out}"
     )

@@ -33,11 +33,17 @@ def some(items: Sequence[object], *, named: int = NAMED) -> str:
 
 
 def grouped(names: Sequence[str], *, groups: int = GROUPS) -> str:
-    """The names, those of one module together, at most ten modules, and how many names there are beyond them.
+    """The names, those of one module together, at most ten groups, and how many names there are beyond them.
+
+    Many are counted by the outer modules that hold them, the innermost of which there are no more than ten.
 
     >>> grouped(["a.weight", "a.bias", "head.weight"])
     'a.(weight, bias), head.weight'
+    >>> grouped([f"stage{n // 20}.{n}.weight" for n in range(40)] + ["head.weight"])
+    'stage0.* (20), stage1.* (20), head.weight'
     """
+    if len(names) > 2 * groups:
+        return _counted(names, groups)
     modules: dict[str, list[str]] = {}
     for name in names:
         parent, dot, own = name.rpartition(".")
@@ -48,6 +54,21 @@ def grouped(names: Sequence[str], *, groups: int = GROUPS) -> str:
         listed.append(plain(parent) + inside if parent.endswith(".") else inside)
     rest = sum(len(held) for held in list(modules.values())[groups:])
     return ", ".join(listed) + (f" and {rest} more" if rest else "")
+
+
+def _counted(names: Sequence[str], groups: int) -> str:
+    paths = [name.split(".") for name in names]
+    held: dict[str, list[str]] = {}
+    for depth in range(max(map(len, paths)), 0, -1):
+        held = {}
+        for name, path in zip(names, paths, strict=True):
+            held.setdefault(".".join(path[:depth]), []).append(name)
+        if len(held) <= groups:
+            break
+    listed = list(held.items())[:groups]
+    rest = len(names) - sum(len(inside) for _, inside in listed)
+    shown = [plain(inside[0]) if len(inside) == 1 else f"{plain(path)}.* ({len(inside)})" for path, inside in listed]
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def times(size: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from lipcheck.errors import LipcheckError, UsageError, WeightsError
 from lipcheck.sources.checkpoint import read_checkpoint
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.targets import target
+from lipcheck.sources.wording import grouped
 
 TIMM = "test_resnet"
 FIRST, AVERAGED = {"fc.weight": torch.ones(2, 3)}, {"fc.weight": torch.full((2, 3), 2.0)}
@@ -241,3 +242,28 @@ def test_the_published_sentence_encoder():
         exact = torch.linalg.matrix_norm(state[f"{row.layer}.weight"].double(), 2).item()
         assert row.bound.lower <= exact * (1 + 1e-12)
         assert exact <= row.bound.upper * (1 + 1e-12)
+
+
+def test_a_folder_is_meant_unless_its_name_is_a_networks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("shards", TIMM):
+        (tmp_path / name).mkdir()
+        save_file(FIRST, tmp_path / name / "model.safetensors")
+    assert target("shards").alone == Path("shards")
+    assert target("shards", arch=TIMM).weights == "shards"
+    assert target(TIMM).alone is None
+    assert target(f"./{TIMM}").alone == Path(TIMM)
+    assert target(TIMM, arch=TIMM).weights == TIMM
+
+
+def test_weights_that_are_not_there_are_told_before_any_library_is_loaded(tmp_path):
+    with pytest.raises(WeightsError, match="no such file"):
+        target(TIMM, str(tmp_path / "w.pth"))
+    with pytest.raises(WeightsError, match="a folder without weights"):
+        target(TIMM, str(tmp_path))
+
+
+def test_many_names_are_counted_by_module():
+    many = [f"stage{n // 20}.{n}.weight" for n in range(40)]
+    assert grouped([*many, "head.weight"]) == "stage0.* (20), stage1.* (20), head.weight"
+    assert grouped([f"a{n}" for n in range(30)]) == "a0, a1, a2, a3, a4, a5, a6, a7, a8, a9 and 20 more"
