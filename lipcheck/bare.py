@@ -35,8 +35,8 @@ from lipcheck.errors import WeightsError
 from lipcheck.operators import Dense, InfiniteConvolution, Linear, multiplies_safely, scaled_rows
 from lipcheck.progress import Clock
 from lipcheck.report import LayerReport, LeftOut, ModelSummary, NetworkReport, Report, RunSummary
-from lipcheck.sources.budget import available_memory
 from lipcheck.sources.header import Entry
+from lipcheck.sources.memory import available_memory
 from lipcheck.sources.roles import REAL, BatchNorm, Roles, readings, roles
 from lipcheck.sources.streams import Stream
 from lipcheck.sources.values import nonfinite

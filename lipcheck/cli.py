@@ -649,12 +649,18 @@ class _Limits:
 
 def _checked(model: str, arguments: dict[str, Any], limits: _Limits, *, quiet: bool, debug: bool) -> Report:
     """The audit. Its files are looked at before any library is loaded."""
+    from lipcheck.sources.claims import vet_config
     from lipcheck.sources.targets import target
     from lipcheck.sources.vetting import vet, vet_alone
 
     meant = target(model, arguments["weights"], arguments["arch"])
     for path in meant.files:
-        (vet_alone if path == meant.alone else vet)(path)
+        if path == meant.alone:
+            vet_alone(path, ema=arguments["ema"])
+        else:
+            vet(path)
+    if meant.folder is not None:
+        vet_config(meant.folder, meant.weights)
     if limits.apply(meant.pickled):
         from lipcheck.isolation import check_isolated
 

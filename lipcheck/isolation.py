@@ -98,7 +98,7 @@ def _limit(memory: int | None) -> None:
     except ImportError:
         return
     if memory is None:
-        from lipcheck.sources.budget import available_memory
+        from lipcheck.sources.memory import available_memory
 
         memory = int(available_memory() * MEMORY_SHARE)
     with contextlib.suppress(ValueError, OSError):

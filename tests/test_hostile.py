@@ -202,6 +202,45 @@ def test_numbers_that_are_none(refused, tmp_path, value, dtype):
     assert "in fc.weight (3 of 12 elements)" in refused(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("held", ["plain", "wrapped", "parameters", "turned"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_that_are_none_in_a_file_of_torch(refused, tmp_path, held, dtype):
+    weight = torch.ones(4, 3, dtype=dtype)
+    weight[:3, 1] = float("nan")
+    state = {"fc.weight": weight.T if held == "turned" else weight, "fc.bias": torch.ones(4), "count": torch.tensor(3)}
+    if held == "parameters":
+        state = {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in state.items()}
+    torch.save({"state_dict": state, "epoch": 3} if held == "wrapped" else state, tmp_path / "w.pth")
+    assert "in fc.weight (3 of 12 elements)" in refused(tmp_path / "w.pth")
+
+
+def test_numbers_beside_those_of_the_network_may_be_none(forks, tmp_path):
+    storage = torch.full((20,), float("nan"))
+    storage[4:16] = 1
+    state = {"fc.weight": storage[4:16].view(3, 4)}
+    torch.save({"model": state, "optimizer": {"lr": torch.full((3,), float("inf"))}}, tmp_path / "w.pth")
+    assert forks.run(str(tmp_path / "w.pth"), "-q").code == 0
+
+
+CONFIGS: dict[str, dict[str, object]] = {
+    "wide": {"model_type": "llama", "hidden_size": 10**6, "num_hidden_layers": 2, "vocab_size": 100},
+    "many tokens": {"model_type": "bert", "hidden_size": 768, "vocab_size": 10**10},
+    "deep": {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 10**9},
+    "stages": {"model_type": "resnet", "hidden_sizes": [10**6, 10**6], "depths": [1, 1]},
+    "within": {"model_type": "clip", "text_config": {"hidden_size": 10**6, "num_hidden_layers": 9}},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_config_of_more_than_there_is_memory_for(refused, tmp_path, name, weights):
+    folder = tmp_path / "giant"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    told = refused(folder, "--weights", weights)
+    assert ("it was not built" if weights == "random" else "no model.safetensors beside the config.json") in told
+
+
 @pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;x\x07", "a\nb", "\u202egnp", "[/x][bold]", "a\u0085b", "\ud7ff\ufffe"])
 def test_hostile_names_are_harmless_everywhere(refused, capsys, tmp_path, name):
     save_file({name: torch.ones(3, 4), f"{name}.bias": torch.ones(3)}, tmp_path / "w.safetensors")

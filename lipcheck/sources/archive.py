@@ -11,7 +11,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,12 @@ MOST_STEPS = 60 * MOST_TENSORS  # reads of the pickle; a tensor takes some forty
 # What torch's restricted unpickler may build, by module; what comes from any other module it refuses.
 _MODULES = ("torch", "numpy", "collections", "_codecs", "builtins", "__builtin__", "copy_reg", "copyreg")
 _BUILTINS = ("set", "complex", "bytearray", "frozenset", "list", "dict", "tuple", "int", "float", "str", "bool")
+# What a safetensors header calls the formats of storages.
+_FORMATS = {
+    **{"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"},
+    **{"LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8"},
+    **{"ByteStorage": "U8", "BoolStorage": "BOOL"},
+}
 _SIZES = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8},
     **{"IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
@@ -81,10 +87,30 @@ def asks_for(name: str) -> str:
     )
 
 
-def _refuse_unsound_pickle(path: Path, entries: dict[str, int]) -> None:
-    name = next((name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1), None)
+def placed_tensors(path: Path, size: int) -> tuple[Any, str]:
+    """What the archive's pickle builds, with `Placed` for its tensors, and the folder of its storages.
+
+    Nothing for one that cannot be followed, or whose numbers have their bytes the other way round.
+    Errors: WeightsError for what is refused.
+    """
+    entries = refuse_unsound_archive(path, size)
+    built = _refuse_unsound_pickle(path, entries)
+    root = (_pickle_of(entries) or "").removesuffix("data.pkl")
+    if f"{root}byteorder" in entries and entries[f"{root}byteorder"] < 100:
+        with zipfile.ZipFile(path) as archive:
+            if archive.read(f"{root}byteorder") != b"little":
+                return None, ""
+    return built, f"{root}data/"
+
+
+def _pickle_of(entries: Mapping[str, int]) -> str | None:
+    return next((name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1), None)
+
+
+def _refuse_unsound_pickle(path: Path, entries: dict[str, int]) -> Any:
+    name = _pickle_of(entries)
     if name is None:
-        return
+        return None
     if entries[name] > LONGEST_PICKLE:
         raise WeightsError(f"{plain(path)}: a pickle of {entries[name]} bytes; at most {LONGEST_PICKLE} are read")
     root = name.removesuffix("data.pkl")
@@ -95,7 +121,8 @@ def _refuse_unsound_pickle(path: Path, entries: dict[str, int]) -> None:
         raise WeightsError(
             f"{plain(path)}: a torch archive that is cut off or damaged ({reason(error)}); get the file again"
         ) from error
-    _Reader(path, io.BytesIO(text), lambda key: entries.get(f"{root}data/{key}", 0)).follow()
+    reader = _Reader(path, io.BytesIO(text), lambda key: entries.get(f"{root}data/{key}", 0))
+    return reader.built if reader.follow() else None
 
 
 def _refuse_unsound_stream(path: Path, size: int) -> None:
@@ -115,9 +142,24 @@ class _Storage:
 
     bytes: int
     itemsize: int
+    key: str
+    kind: str
 
 
-class _Other:
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Stands for a tensor: the archive's entry that holds it, where it begins there, its format and its shape.
+
+    Units: `begin` is in bytes. Its numbers lie one behind the other, in whatever order.
+    """
+
+    file: str
+    begin: int
+    format: str
+    shape: tuple[int, ...]
+
+
+class Other:
     """Stands for whatever else a pickle names."""
 
     def __init__(self, *_: Any) -> None:
@@ -135,6 +177,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
         self.path, self.file, self.size_of = path, file, size_of
         self.held, self.tensors, self.steps, self.begun = 0, 0, 0, file.tell()
         self.storages: dict[str, _Storage] = {}
+        self.built: Any = None
         super().__init__(self, encoding="utf-8", errors="replace")
 
     def follow(self) -> bool:
@@ -143,7 +186,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
         Errors: WeightsError for what it would refuse.
         """
         try:
-            self.load()
+            self.built = self.load()
         except WeightsError:
             raise
         except _Refusal as error:
@@ -184,7 +227,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
             return self._tensor
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda tensor, *_: tensor
-        return name if name in _SIZES else _Other
+        return name if name in _SIZES else Other
 
     def persistent_load(self, identity: Any) -> _Storage:
         """The storage that a persistent identity names, no larger than what the file holds of it."""
@@ -197,11 +240,11 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
         if count * itemsize > self.size_of(str(key)):
             raise _Refusal(f"a storage of {count * itemsize} bytes over {self.size_of(str(key))} in the file; refused")
         if str(key) not in self.storages:
-            self.storages[str(key)] = _Storage(count * itemsize, itemsize)
+            self.storages[str(key)] = _Storage(count * itemsize, itemsize, str(key), str(name))
             self.held += count * itemsize
         return self.storages[str(key)]
 
-    def _tensor(self, storage: Any, _offset: Any, shape: Any, *_: Any) -> _Other:
+    def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any = (), *_: Any) -> Other | Placed:
         self.tensors += 1
         if self.tensors > MOST_TENSORS:
             raise _Refusal(f"over {MOST_TENSORS} tensors; at most so many are read")
@@ -212,7 +255,21 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
                     f"a tensor claims {elements} elements over {storage.bytes} bytes of storage; "
                     "refused (an expanded tensor must be saved with .contiguous())"
                 )
-        return _Other()
+            if storage.kind in _FORMATS and isinstance(offset, int) and offset >= 0 and _dense(shape, stride):
+                return Placed(storage.key, offset * storage.itemsize, _FORMATS[storage.kind], shape)
+        return Other()
+
+
+def _dense(shape: tuple[int, ...], stride: Any) -> bool:
+    """Whether the tensor's numbers lie one behind the other, in whatever order of its axes."""
+    if not isinstance(stride, tuple) or len(stride) != len(shape) or not all(isinstance(n, int) for n in stride):
+        return False
+    expected = 1
+    for step, side in sorted((step, side) for step, side in zip(stride, shape, strict=True) if side != 1):
+        if step != expected:
+            return False
+        expected *= side
+    return True
 
 
 def _never(*_: Any) -> NoReturn:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from lipcheck.errors import SourceError
+from lipcheck.sources.memory import MOST_MODULES, allowed_bytes, oversized
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.wording import plain, reason
-
-MEMORY_SHARE = 0.5  # of the memory that is free now; loading needs room for the weights and for their copy
-MOST_MODULES = 50_000  # the deepest published networks have some thousands
-UNKNOWN_MEMORY = 8 * 2**30  # bytes taken as free where the system does not tell
 
 
 class _TooLarge(Exception):
@@ -29,7 +24,7 @@ def refuse_oversized(name: str, build: Callable[[], nn.Module]) -> None:
     Errors: SourceError when it has more bytes of tensors than the budget, or more modules than any real network,
             as soon as the count passes; also when it cannot be built.
     """
-    allowed = int(available_memory() * MEMORY_SHARE)
+    allowed = allowed_bytes()
     counted = {"bytes": 0, "modules": 0}
     excess = ""
 
@@ -37,7 +32,7 @@ def refuse_oversized(name: str, build: Callable[[], nn.Module]) -> None:
         nonlocal excess
         counted["bytes"] += 0 if tensor is None else tensor.numel() * tensor.element_size()
         if counted["bytes"] > allowed:
-            excess = f"needs over {allowed / 2**30:.1f} GiB for its tensors, the budget here"
+            excess = oversized(allowed)
             raise _TooLarge
 
     def count_module(_module: nn.Module, _name: str, _child: nn.Module | None) -> None:
@@ -67,26 +62,3 @@ def refuse_oversized(name: str, build: Callable[[], nn.Module]) -> None:
         raise SourceError(
             f"{plain(name)}: no network can be built from this config ({type(failure).__name__}: {reason(failure)})"
         ) from failure
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping: the system's figure, or the control group's when that is less."""
-    return min(_free_on_the_system(), _free_in_the_group())
-
-
-def _free_on_the_system() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (OSError, ValueError):
-        return UNKNOWN_MEMORY
-
-
-def _free_in_the_group() -> int:
-    group = Path("/sys/fs/cgroup")
-    try:
-        return max(0, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such group, or its limit is "max"
-        return 2**62

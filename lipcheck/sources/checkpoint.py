@@ -21,9 +21,8 @@ from lipcheck.sources.header import entries, refuse_count
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.vetting import beginning, is_safetensors
 from lipcheck.sources.wording import plain, reason, some
+from lipcheck.sources.wrappers import holds, unwrapped
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "params", "weights")
-EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
 EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, of torch.compile
 AVERAGED = "n_averaged"  # the counter of torch's AveragedModel, beside its "module." names
@@ -120,17 +119,7 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def _unwrapped(path: Path, loaded: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    notes, averaged = [], False
-    for _ in range(3):  # a wrapper in a wrapper occurs, four deep does not
-        wrapper = _wrapper(loaded, ema=ema and not averaged)
-        if wrapper is None:
-            break
-        beside = [key for key in EMA_WRAPPERS if key != wrapper and _holds_tensors(loaded.get(key))]
-        averaged = averaged or wrapper in EMA_WRAPPERS
-        loaded = loaded[wrapper]
-        notes.append(f"weights read from the checkpoint's entry {wrapper!r}")
-        if beside and not ema:
-            notes.append(f"averaged weights (EMA) lie beside them, under {beside[0]!r}; --ema reads those")
+    loaded, notes, averaged = unwrapped(loaded, Tensor, ema=ema)
     tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, Mapping) else {}
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise WeightsError(f"{_shown(path)}: holds no named tensors{_inside(loaded)}; save model.state_dict()")
@@ -139,21 +128,9 @@ def _unwrapped(path: Path, loaded: Any, *, ema: bool) -> tuple[dict[str, Tensor]
     return {new: tensors[old] for old, new in names.items()}, (*notes, *taken_off)
 
 
-def _wrapper(loaded: Any, *, ema: bool) -> str | None:
-    """The entry that holds the weights; the averaged ones with `ema`, or where there are no others."""
-    if not isinstance(loaded, Mapping):
-        return None
-    order = (*EMA_WRAPPERS, *WRAPPERS) if ema else (*WRAPPERS, *EMA_WRAPPERS)
-    return next((key for key in order if isinstance(loaded.get(key), Mapping)), None)
-
-
-def _holds_tensors(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and any(isinstance(value, Tensor | Mapping) for value in entry.values())
-
-
 def _inside(loaded: Any) -> str:
     """Which entries hold tensors, where none of them has the name of a usual wrapper."""
-    held = [key for key, value in loaded.items() if _holds_tensors(value)] if isinstance(loaded, Mapping) else []
+    held = [key for key, value in loaded.items() if holds(value, Tensor)] if isinstance(loaded, Mapping) else []
     return f" (but entries {some(held)}, which hold some)" if held else ""
 
 

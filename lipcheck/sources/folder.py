@@ -20,8 +20,8 @@ from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.targets import WEIGHT_FILES
 from lipcheck.sources.timm_models import import_timm, input_size
 from lipcheck.sources.transformers_models import transformers_model
-from lipcheck.sources.weights import WAYS_OUT, fill
-from lipcheck.sources.wording import plain
+from lipcheck.sources.weights import fill
+from lipcheck.sources.wording import WAYS_OUT, plain
 
 
 def local_folder(folder: Path, *, written: str) -> Blueprint:

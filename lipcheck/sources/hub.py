@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lipcheck.errors import SourceError, UnknownModelError, WeightsError
 from lipcheck.sources.surroundings import hub_within_reach, quiet
-from lipcheck.sources.weights import WAYS_OUT
-from lipcheck.sources.wording import plain, reason
+from lipcheck.sources.wording import WAYS_OUT, plain, reason
 
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 CONFIGS = ("config.json", "preprocessor_config.json")

@@ -31,9 +31,13 @@ class Target:
         if self.alone is not None:
             return (self.alone,)
         named = [Path(self.weights).expanduser()] if self.weights not in WORDS else []
-        folder = Path(self.model).expanduser()
-        named += [folder] if _is_folder(self.model) else []
+        named += [] if self.folder is None else [self.folder]
         return tuple(path for path in named if path.exists())
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder whose config describes the network, None where none does."""
+        return Path(self.model).expanduser() if self.alone is None and _is_folder(self.model) else None
 
     @property
     def pickled(self) -> bool:

@@ -11,8 +11,7 @@ from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.names import every_name, unknown
 from lipcheck.sources.pixels import timm_pixels
 from lipcheck.sources.surroundings import hub_within_reach, quiet
-from lipcheck.sources.weights import WAYS_OUT
-from lipcheck.sources.wording import plain, reason
+from lipcheck.sources.wording import WAYS_OUT, plain, reason
 
 
 def timm_model(name: str, *, written: str) -> Blueprint:

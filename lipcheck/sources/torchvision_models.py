@@ -15,8 +15,7 @@ from lipcheck.sources.blueprint import Blueprint, Size
 from lipcheck.sources.names import unknown
 from lipcheck.sources.pixels import Pixels, stated_pixels
 from lipcheck.sources.surroundings import quiet
-from lipcheck.sources.weights import WAYS_OUT
-from lipcheck.sources.wording import reason
+from lipcheck.sources.wording import WAYS_OUT, reason
 
 USUAL_SIDE = 224
 LARGER_SIDES = {"inception_v3": 299}

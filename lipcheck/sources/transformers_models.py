@@ -17,8 +17,7 @@ from lipcheck.sources.checkpoint import check_safetensors
 from lipcheck.sources.pixels import transformers_pixels
 from lipcheck.sources.shards import INDEX, sharded_entries
 from lipcheck.sources.surroundings import quiet
-from lipcheck.sources.weights import WAYS_OUT
-from lipcheck.sources.wording import grouped, plain, reason
+from lipcheck.sources.wording import WAYS_OUT, grouped, plain, reason
 
 WEIGHTS = "model.safetensors"
 USUAL_SIDE = 224

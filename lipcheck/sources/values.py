@@ -1,12 +1,15 @@
-"""NaN and infinite numbers in a small safetensors file, found in its bytes before torch is loaded."""
+"""NaN and infinite numbers in a small checkpoint, found in its bytes before torch is loaded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lipcheck.errors import WeightsError
+from lipcheck.sources.archive import Placed
 from lipcheck.sources.wording import plain
 
 # Larger files are looked at when they are read, once.
@@ -25,20 +28,42 @@ def refuse_nonfinite(path: Path, names: Iterable[str]) -> None:
     """
     if path.stat().st_size > SMALL:
         return
-    import numpy
-
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     for name in names:
         entry = header[name]
         begin, end = entry["data_offsets"]
-        size, exponent = EXPONENTS[entry["dtype"]]
-        data = content[8 + length + begin : 8 + length + end]
-        bits = numpy.frombuffer(data, dtype=f"<u{size}", count=len(data) // size)
-        broken = int(numpy.count_nonzero((bits & exponent) == exponent))
-        if broken:
-            raise nonfinite(path, name, broken, len(bits))
+        _refuse(path, name, entry["dtype"], content[8 + length + begin : 8 + length + end])
+
+
+def refuse_nonfinite_placed(path: Path, tensors: Mapping[str, Placed], folder: str) -> None:
+    """As `refuse_nonfinite`, for tensors of an archive of torch.save whose storages lie in this folder of it.
+
+    Errors: WeightsError.
+    """
+    if path.stat().st_size > SMALL:
+        return
+    left, storages = 2 * SMALL, dict[str, bytes]()
+    with zipfile.ZipFile(path) as archive:
+        for name, tensor in tensors.items():
+            size = EXPONENTS[tensor.format][0] * math.prod(tensor.shape)
+            left -= size
+            if left < 0:  # many views of the same bytes
+                return
+            if tensor.file not in storages:
+                storages[tensor.file] = archive.read(f"{folder}{tensor.file}")
+            _refuse(path, name, tensor.format, storages[tensor.file][tensor.begin : tensor.begin + size])
+
+
+def _refuse(path: Path, name: str, kind: str, data: bytes) -> None:
+    import numpy
+
+    size, exponent = EXPONENTS[kind]
+    bits = numpy.frombuffer(data, dtype=f"<u{size}", count=len(data) // size)
+    broken = int(numpy.count_nonzero((bits & exponent) == exponent))
+    if broken:
+        raise nonfinite(path, name, broken, len(bits))
 
 
 def nonfinite(path: Path, name: str, broken: int, count: int) -> WeightsError:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lipcheck.errors import WeightsError
-from lipcheck.sources.archive import refuse_unsound
-from lipcheck.sources.header import entries
+from lipcheck.sources.archive import ZIP, Other, Placed, placed_tensors, refuse_unsound
+from lipcheck.sources.header import Entry, entries
 from lipcheck.sources.roles import roles
 from lipcheck.sources.shards import INDEX, INDEX_SUFFIX, sharded_entries
-from lipcheck.sources.values import refuse_nonfinite
+from lipcheck.sources.values import SMALL, refuse_nonfinite, refuse_nonfinite_placed
 from lipcheck.sources.wording import plain
+from lipcheck.sources.wrappers import unwrapped
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -41,18 +43,38 @@ def vet(path: Path) -> None:
         refuse_unsound(path, start, size)
 
 
-def vet_alone(path: Path) -> None:
+def vet_alone(path: Path, *, ema: bool = False) -> None:
     """As `vet`, for weights that are audited by themselves: quantised ones, and NaN in small files, too.
 
+    With `ema`, other tensors of the file are audited than those that are looked at here.
     Errors: WeightsError.
     """
     vet(path)
+    if ema:
+        return
     if path.is_dir():
         path = next((path / name for name in (INDEX, "model.safetensors") if (path / name).is_file()), path)
     if path.name.endswith(INDEX_SUFFIX):
         roles(path, {name: entry for name, (_, entry) in sharded_entries(path).items()})
     elif path.is_file() and path.suffix != ONNX_SUFFIX and is_safetensors(path, beginning(path)[1]):
         refuse_nonfinite(path, roles(path, entries(path)).read)
+    elif path.is_file() and path.suffix != ONNX_SUFFIX and path.stat().st_size <= SMALL:
+        _vet_archive(path)
+
+
+def _vet_archive(path: Path) -> None:
+    size, start = beginning(path)
+    if not start.startswith(ZIP):
+        return
+    built, folder = placed_tensors(path, size)
+    held, _, _ = unwrapped(built, Placed, ema=False)
+    if not isinstance(held, Mapping) or any(isinstance(value, Other) for value in held.values()):
+        return  # a tensor that is only understood by torch is among them
+    tensors = {k: v for k, v in held.items() if isinstance(k, str) and isinstance(v, Placed)}
+    if tensors:
+        described = {name: Entry(name, tensor.format, tensor.shape) for name, tensor in tensors.items()}
+        read = roles(path, described).read
+        refuse_nonfinite_placed(path, {name: tensors[name] for name in read}, folder)
 
 
 def beginning(path: Path) -> tuple[int, bytes]:

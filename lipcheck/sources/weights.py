@@ -15,7 +15,6 @@ from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.wording import GROUPS, grouped, plain, some
 
 COUNTER = "num_batches_tracked"  # of batch norms; plays no part in evaluation, and old checkpoints lack it
-WAYS_OUT = "use --weights random, or --weights FILE with a checkpoint"
 
 
 def refuse_nonfinite(module: nn.Module) -> None:

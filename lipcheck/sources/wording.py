@@ -8,6 +8,7 @@ from lipcheck.text import clean
 
 LONGEST = 120  # characters of one foreign text
 GROUPS = 10  # modules of which names are listed
+WAYS_OUT = "use --weights random, or --weights FILE with a checkpoint"
 NAMED = 3  # items of a list that are named; the rest are counted
 
 
