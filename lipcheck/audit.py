@@ -60,6 +60,7 @@ class LayerAudit:
     reason: str
     elsewhere: Mapping[str, float]  # shares of what has no row, by operation
     notes: tuple[str, ...]  # what was tightened and what was left, for people
+    unfinished: tuple[str, ...]  # those of them that tell what did not fit the time or the memory
     bound_of: Callable[[Operator], Bound]  # of every linear operator of the steps
 
 
@@ -119,6 +120,7 @@ def audit_layers(
         reason=_reason(unsupported) if math.isinf(whole.output) and whole.output > 0 else "",
         elsewhere=_elsewhere(steps, whole, extra.inside(steps)),
         notes=(*bounds.notes, *tightening.notes, *bounds.kept.notes),
+        unfinished=tuple(bounds.unfinished),
         bound_of=bounds.of,
     )
 
@@ -133,6 +135,7 @@ class _Bounds:
         self.planned: dict[Any, Operator] = {}
         self.compared: dict[Any, dict[str, Bound]] = {}
         self.notes: list[str] = []
+        self.unfinished: list[str] = []
         self.scaled: dict[Any, tuple[Any, float, float]] = {}
 
     def plan(self, steps: Sequence[Step], extra: Listing) -> float:
@@ -190,8 +193,10 @@ class _Bounds:
         operators = [self.planned[key] for key in keys]
         bounds = [self.found[key] for key in keys]
         chosen = ladder.plan(operators, bounds, self.settings)
-        self.notes += _told(chosen)
-        clock.announce("; ".join(_told(chosen)) or "nothing to tighten")
+        self.unfinished = _left(chosen)
+        told = [*_climbing(chosen), *self.unfinished]
+        self.notes += told
+        clock.announce("; ".join(told) or "nothing to tighten")
         if chosen.climbs:
             clock.stage("tightening", chosen.seconds)
             bounds = ladder.climb(operators, bounds, chosen, self.settings, clock.advance)
@@ -249,11 +254,16 @@ def _loosely(bounds: Iterable[Bound]) -> list[str]:
     return [f"{operators} with more than {_LOOSE:.0%} slack: --tight narrows them"] if loose else []
 
 
-def _told(chosen: ladder.Plan) -> list[str]:
-    """A plan for the report's reader: what was tightened, what was left and what it would have cost."""
+def _climbing(chosen: ladder.Plan) -> list[str]:
+    """A plan for the report's reader: what is tightened."""
+    if not chosen.climbs:
+        return []
+    return [f"tightening {_count(chosen.climbs)}, estimated at {ladder.lasting(chosen.seconds)}"]
+
+
+def _left(chosen: ladder.Plan) -> list[str]:
+    """What the plan leaves, and what it would have cost."""
     notes = []
-    if chosen.climbs:
-        notes.append(f"tightening {_count(chosen.climbs)}, estimated at {ladder.lasting(chosen.seconds)}")
     slow = [step for step in chosen.left if math.isfinite(step.seconds)]
     large = [step for step in chosen.left if not math.isfinite(step.seconds)]
     if slow:

@@ -197,6 +197,7 @@ def check(
                 versions={"lipcheck": version(), "torch": torch.__version__, **(loaded.versions or {})},
                 capture_difference=difference,
                 notes=(*book.notes(graph.nodes), *audit.notes, *_hints(audit, steps, region, loaded)),
+                unfinished=audit.unfinished,
             ),
         )
         return held_part(report, loaded.missing) if loaded.missing else report

@@ -151,6 +151,7 @@ class RunSummary:
     versions: dict[str, str] = field(default_factory=dict)  # library -> version
     capture_difference: float = 0.0  # largest |captured - eager| over the output's scale, one random input
     notes: tuple[str, ...] = ()  # what the run did or left out beyond the defaults
+    unfinished: tuple[str, ...] = ()  # what was asked for and left out for lack of time or memory
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -19,6 +19,7 @@ FLOORS = {
     "lipcheck.cache": 0,
     "lipcheck.notation": 0,
     "lipcheck.text": 0,
+    "lipcheck.numbers": 0,
     "lipcheck.progress": 0,
     "lipcheck.operators": 1,
     "lipcheck.ranges": 1,
@@ -90,7 +91,10 @@ ONLY = {
         "lipcheck.errors",
         "lipcheck.bound",
         "lipcheck.text",
+        "lipcheck.numbers",
         "lipcheck.report",
+        "lipcheck.policy",
+        "lipcheck.diff",
         "lipcheck.verification",
         "lipcheck.coverage",
         "lipcheck.renderers",
@@ -107,17 +111,19 @@ NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning"
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
     *("cache", "proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),
+    *("diff", "policy"),
     *("explain", "completion", "options", "coverage", "cli"),
     *(
         "__main__",
         "renderers.__init__",
-        "renderers.numbers",
+        "numbers",
         "renderers.describe",
         "renderers.table",
         "renderers.terminal",
     ),
     # A file is refused, and another process started, before torch is there.
     *("isolation", "sources.__init__", "sources.wording", "sources.header", "sources.archive", "sources.shards"),
+    *("sources.names", "sources.memory", "sources.claims", "sources.wrappers"),
     *("sources.config", "sources.vetting", "sources.targets", "sources.roles", "sources.values"),
     *("renderers.notebook", "renderers.files", "renderers.coverage", "__init__"),
 }

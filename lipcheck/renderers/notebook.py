@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from html import escape
 
-from lipcheck.renderers import describe, numbers
+from lipcheck import numbers
+from lipcheck.renderers import describe
 from lipcheck.renderers.table import marked, share_text, slope_text
 from lipcheck.report import LayerReport, Report
 from lipcheck.text import clean, shape

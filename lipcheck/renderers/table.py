@@ -14,8 +14,9 @@ from functools import partial
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from lipcheck import numbers
 from lipcheck.bound import Bound
-from lipcheck.renderers import describe, numbers
+from lipcheck.renderers import describe
 from lipcheck.report import LayerReport
 
 _ELLIPSIS = "…"

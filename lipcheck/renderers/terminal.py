@@ -12,7 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from lipcheck.renderers import describe, numbers
+from lipcheck import numbers
+from lipcheck.renderers import describe
 from lipcheck.renderers.table import cut_path, layer_table, marked, share_text
 from lipcheck.report import NetworkReport, Report, UnsupportedOperation
 from lipcheck.text import clean, shape

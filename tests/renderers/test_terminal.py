@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from lipcheck import numbers
 from lipcheck.errors import UsageError
-from lipcheck.renderers import describe, numbers, table, terminal
+from lipcheck.renderers import describe, table, terminal
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EXAMPLES = ["small", "unbounded", "constant", "resnet", "transformer"]

@@ -6,7 +6,7 @@ from decimal import Context, Decimal
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lipcheck.renderers import numbers
+from lipcheck import numbers
 
 nonnegative = st.floats(0, allow_nan=False, allow_infinity=False)
 PRECISE = Context(prec=120)
