@@ -69,7 +69,7 @@ class LayerChange:
     def least_rise(self) -> float:
         """By what part of itself the norm has surely risen: 0.05 for 5 per cent; 0 where nothing is sure."""
         old, new = self.bounds
-        if old is None or new is None or new.lower <= old.upper:
+        if old is None or new is None or not _above(new, old):
             return 0.0
         return new.lower / old.upper - 1 if old.upper > 0 else math.inf
 
@@ -156,9 +156,14 @@ def _state(before: LayerReport | None, after: LayerReport | None) -> State:
     old, new = comparable(before, after)
     if (old.lower, old.upper) == (new.lower, new.upper):
         return "unchanged"
-    if new.lower > old.upper:
+    if _above(new, old):
         return "raised"
-    return "lowered" if new.upper < old.lower else "within slack"
+    return "lowered" if _above(old, new) else "within slack"
+
+
+def _above(one: Bound, other: Bound) -> bool:
+    """Whether the norm in `one` is surely larger than that in `other`."""
+    return one.lower > other.upper and other.kind == "certified"
 
 
 def _shape(layer: LayerReport) -> tuple[object, ...]:
