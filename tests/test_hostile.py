@@ -214,6 +214,17 @@ def test_numbers_that_are_none_in_a_file_of_torch(refused, tmp_path, held, dtype
     assert "in fc.weight (3 of 12 elements)" in refused(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("found", [b"archive/data/0", b"\x00\x00\x80\x3f" * 8, b"little"])
+@pytest.mark.parametrize("changed", [b"\xb4", b"|"])
+def test_an_archive_that_was_damaged_on_its_way(refused, tmp_path, found, changed):
+    torch.save({"fc.weight": torch.ones(30, 40)}, tmp_path / "archive.pth")
+    whole = bytearray((tmp_path / "archive.pth").read_bytes())
+    at = whole.index(found)
+    whole[at : at + 1] = changed
+    (tmp_path / "archive.pth").write_bytes(whole)
+    assert "cut off or damaged" in refused(tmp_path / "archive.pth")
+
+
 def test_numbers_beside_those_of_the_network_may_be_none(forks, tmp_path):
     storage = torch.full((20,), float("nan"))
     storage[4:16] = 1

@@ -59,9 +59,7 @@ def refuse_unsound_archive(path: Path, size: int) -> dict[str, int]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"{plain(path)}: a torch archive that is cut off or damaged ({reason(error)}); get the file again"
-        ) from error
+        raise _damaged(path, error) from error
     refuse_count(path, len(entries), "archive entries")
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
@@ -96,11 +94,27 @@ def placed_tensors(path: Path, size: int) -> tuple[Any, str]:
     entries = refuse_unsound_archive(path, size)
     built = _refuse_unsound_pickle(path, entries)
     root = (_pickle_of(entries) or "").removesuffix("data.pkl")
-    if f"{root}byteorder" in entries and entries[f"{root}byteorder"] < 100:
+    order = f"{root}byteorder"
+    little = order not in entries or (entries[order] < 100 and read_entry(path, order) == b"little")
+    return (built, f"{root}data/") if little else (None, "")
+
+
+def read_entry(path: Path, name: str) -> bytes:
+    """The bytes of an archive's entry, which is known to be small.
+
+    Errors: WeightsError where the archive is damaged there.
+    """
+    try:
         with zipfile.ZipFile(path) as archive:
-            if archive.read(f"{root}byteorder") != b"little":
-                return None, ""
-    return built, f"{root}data/"
+            return archive.read(name)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{plain(path)}: a torch archive that is cut off or damaged ({reason(error)}); get the file again"
+    )
 
 
 def _pickle_of(entries: Mapping[str, int]) -> str | None:
@@ -114,14 +128,7 @@ def _refuse_unsound_pickle(path: Path, entries: dict[str, int]) -> Any:
     if entries[name] > LONGEST_PICKLE:
         raise WeightsError(f"{plain(path)}: a pickle of {entries[name]} bytes; at most {LONGEST_PICKLE} are read")
     root = name.removesuffix("data.pkl")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            text = archive.read(name)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise WeightsError(
-            f"{plain(path)}: a torch archive that is cut off or damaged ({reason(error)}); get the file again"
-        ) from error
-    reader = _Reader(path, io.BytesIO(text), lambda key: entries.get(f"{root}data/{key}", 0))
+    reader = _Reader(path, io.BytesIO(read_entry(path, name)), lambda key: entries.get(f"{root}data/{key}", 0))
     return reader.built if reader.follow() else None
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lipcheck.errors import WeightsError
-from lipcheck.sources.archive import Placed
+from lipcheck.sources.archive import Placed, read_entry
 from lipcheck.sources.wording import plain
 
 # Larger files are looked at when they are read, once.
@@ -45,15 +44,14 @@ def refuse_nonfinite_placed(path: Path, tensors: Mapping[str, Placed], folder: s
     if path.stat().st_size > SMALL:
         return
     left, storages = 2 * SMALL, dict[str, bytes]()
-    with zipfile.ZipFile(path) as archive:
-        for name, tensor in tensors.items():
-            size = EXPONENTS[tensor.format][0] * math.prod(tensor.shape)
-            left -= size
-            if left < 0:  # many views of the same bytes
-                return
-            if tensor.file not in storages:
-                storages[tensor.file] = archive.read(f"{folder}{tensor.file}")
-            _refuse(path, name, tensor.format, storages[tensor.file][tensor.begin : tensor.begin + size])
+    for name, tensor in tensors.items():
+        size = EXPONENTS[tensor.format][0] * math.prod(tensor.shape)
+        left -= size
+        if left < 0:  # many views of the same bytes
+            return
+        if tensor.file not in storages:
+            storages[tensor.file] = read_entry(path, f"{folder}{tensor.file}")
+        _refuse(path, name, tensor.format, storages[tensor.file][tensor.begin : tensor.begin + size])
 
 
 def _refuse(path: Path, name: str, kind: str, data: bytes) -> None:
