@@ -1,6 +1,7 @@
 """lipcheck: certified bounds on how strongly a neural network can amplify a change of its input.
 
 Public names are loaded when they are first used, so that importing lipcheck, or asking its help, loads no torch.
+PYTEST_DONT_REWRITE: the distribution has a plugin for pytest, which would rewrite the asserts of this package too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ if TYPE_CHECKING:
     from lipcheck import operators, testing
     from lipcheck.bound import Bound
     from lipcheck.checking import check
+    from lipcheck.diff import Difference, compare
     from lipcheck.domains import Ball, Box
     from lipcheck.errors import LipcheckError
     from lipcheck.graph import Node
     from lipcheck.norms import spectral_norm
     from lipcheck.plugins import rule
+    from lipcheck.policy import Finding, Judgement, LayerBudget, Policy, Waiver, judge
+    from lipcheck.policy_file import read_policy
     from lipcheck.ranges import Range
     from lipcheck.report import LayerReport, NetworkReport, Report
     from lipcheck.verification import Verification
@@ -26,13 +30,22 @@ _HOMES = {
     "Ball": "lipcheck.domains",
     "Bound": "lipcheck.bound",
     "Box": "lipcheck.domains",
+    "Difference": "lipcheck.diff",
+    "Finding": "lipcheck.policy",
+    "Judgement": "lipcheck.policy",
+    "LayerBudget": "lipcheck.policy",
     "LayerReport": "lipcheck.report",
     "LipcheckError": "lipcheck.errors",
     "NetworkReport": "lipcheck.report",
     "Node": "lipcheck.graph",
+    "Policy": "lipcheck.policy",
     "Range": "lipcheck.ranges",
     "Report": "lipcheck.report",
+    "Waiver": "lipcheck.policy",
     "check": "lipcheck.checking",
+    "compare": "lipcheck.diff",
+    "judge": "lipcheck.policy",
+    "read_policy": "lipcheck.policy_file",
     "rule": "lipcheck.plugins",
     "Verification": "lipcheck.verification",
     "spectral_norm": "lipcheck.norms",
@@ -46,15 +59,24 @@ __all__ = [
     "Ball",
     "Bound",
     "Box",
+    "Difference",
+    "Finding",
+    "Judgement",
+    "LayerBudget",
     "LayerReport",
     "LipcheckError",
     "NetworkReport",
     "Node",
+    "Policy",
     "Range",
     "Report",
     "Verification",
+    "Waiver",
     "check",
+    "compare",
+    "judge",
     "operators",
+    "read_policy",
     "rule",
     "spectral_norm",
     "testing",

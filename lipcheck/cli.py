@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -10,25 +9,25 @@ import shlex
 import shutil
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from lipcheck import completion, options
+from lipcheck import completion, judging, options
+from lipcheck.asking import SHOWING, Asked, complete, complete_paths, emit, quietly, takes_model
 from lipcheck.errors import LipcheckError, OutputError, UnknownModelError, UsageError
 from lipcheck.explain import TOPICS, explain, overview, reflow
 from lipcheck.text import clean
 
 if TYPE_CHECKING:
-    from lipcheck.report import Report
+    pass
 
 _AUDIT = "MODEL"  # the command that a line without a command's name means
+_COMMANDS = ("audit", "baseline", "cache", "coverage", "diff", "explain", "init", "schema", "verify")
 _EVERYWHERE = ("--help", "-h", "--version")
 _HELPING = "lipcheck.helping"
 # What the parser says of a line, in our words.
@@ -102,7 +101,8 @@ Examples:
 
   lipcheck mypackage.models:build --input 1x28x28 --weights model.safetensors
 
-Exit codes: 0 done; 1 `verify` found a bound not proved; 2 wrong usage or no model; 3 infinite with --require-finite."""
+Exit codes: 0 done; 1 a budget violated, a rise over --fail-on, a bound that `verify` finds not proved; 2 wrong usage or
+no model; 3 an audit that is incomplete, infinite with --require-finite."""
 
 app = typer.Typer(
     cls=ModelOrCommand,
@@ -115,7 +115,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        _emit(lambda out: print(f"lipcheck {_version()}", file=out))
+        emit(lambda out: print(f"lipcheck {_version()}", file=out))
         raise typer.Exit
 
 
@@ -129,18 +129,6 @@ def general(
     """Bound, with proof, how strongly a neural network can amplify a change of its input."""
 
 
-_MODEL = "Model"
-_COMPUTING = "Computing"
-_SHOWING = "Showing and writing"
-
-
-def _complete(values: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return values(incomplete)
-
-    return complete
-
-
 def _sorts(incomplete: str) -> list[str]:
     from lipcheck.renderers.describe import SORTS
 
@@ -148,171 +136,31 @@ def _sorts(incomplete: str) -> list[str]:
 
 
 @app.command(_AUDIT, hidden=True)
+@takes_model
 def audit(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=_complete(completion.model_names),
-            help="demo, a timm name (resnet50), torchvision:NAME, hf:ORG/NAME, a folder of transformers with its "
-            "weights, package.module:function that builds a torch module, or a checkpoint: .safetensors, .pth, .onnx.",
-            show_default=False,
-        ),
-    ],
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="pretrained, random, or a checkpoint: .safetensors, .pth.",
-            autocompletion=_complete(completion.weights),
-            rich_help_panel=_MODEL,
-            metavar="WHICH",
-        ),
-    ] = "pretrained",
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            help="The network that the checkpoint MODEL is of; none to bound its weights one by one.",
-            autocompletion=_complete(completion.model_names),
-            rich_help_panel=_MODEL,
-            metavar="NAME",
-        ),
-    ] = None,
-    partial: Annotated[
-        bool,
-        typer.Option("--partial", help="Audit what fits of a checkpoint.", rich_help_panel=_MODEL, metavar=""),
-    ] = False,
-    ema: Annotated[
-        bool,
-        typer.Option("--ema", help="Take a checkpoint's averaged weights.", rich_help_panel=_MODEL, metavar=""),
-    ] = False,
-    bn_eps: Annotated[
-        float,
-        typer.Option(
-            help="Least eps of batch norms, where weights stand alone.", min=0, rich_help_panel=_MODEL, metavar="X"
-        ),
-    ] = 0.0,
-    seed: Annotated[
-        int, typer.Option(help="Of random weights and of all sampling.", min=0, rich_help_panel=_MODEL, metavar="N")
-    ] = 0,
-    input: Annotated[
-        str | None,
-        typer.Option(help="Shape of one input, like 3x224x224.", rich_help_panel=_MODEL, metavar="SHAPE"),
-    ] = None,
-    domain: Annotated[
-        str | None,
-        typer.Option(
-            help="Bound the network for inputs in box:LOW,HIGH (pixels) or ball:RADIUS@FILE only; "
-            "`lipcheck explain domain`.",
-            autocompletion=_complete(completion.domains),
-            rich_help_panel=_MODEL,
-            metavar="WHERE",
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(help="Relative slack that the search may leave.", rich_help_panel=_COMPUTING, metavar="X"),
-    ] = 1e-3,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda or cuda:0.", rich_help_panel=_COMPUTING, metavar="WHERE"),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="For the search of bounds, like 2GB.", rich_help_panel=_COMPUTING, metavar="SIZE"),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=_COMPUTING, metavar="N")
-    ] = None,
-    isolate: Annotated[
-        bool | None,
-        typer.Option(
-            "--isolate/--no-isolate",
-            help="In a process of its own, with limits; default for files of torch.save.",
-            rich_help_panel=_COMPUTING,
-            metavar="",
-        ),
-    ] = None,
-    isolate_memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Of that process, like 8GB; most of what is free.", rich_help_panel=_COMPUTING, metavar="SIZE"
-        ),
-    ] = None,
-    isolate_time: Annotated[
-        str | None, typer.Option(help="Of that process, like 10min.", rich_help_panel=_COMPUTING, metavar="TIME")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Further methods to compare, comma-separated: gram,lipbound; `lipcheck explain methods`.",
-            autocompletion=_complete(completion.methods),
-            rich_help_panel=_COMPUTING,
-            metavar="A,B",
-        ),
-    ] = None,
-    tight: Annotated[
-        bool,
-        typer.Option(
-            "--tight",
-            help="Take layers of small inputs to a finite method.",
-            rich_help_panel=_COMPUTING,
-            metavar="",
-        ),
-    ] = False,
-    time_budget: Annotated[
-        str | None,
-        typer.Option(help="Of --tight, estimated: 90s, 10min.", rich_help_panel=_COMPUTING, metavar="TIME"),
-    ] = None,
-    no_plugins: Annotated[
-        bool,
-        typer.Option(
-            "--no-plugins", help="Leave out rules of installed packages.", rich_help_panel=_COMPUTING, metavar=""
-        ),
-    ] = False,
-    no_cache: Annotated[
-        bool,
-        typer.Option(
-            "--no-cache",
-            help="Compute all bounds, keep none; `lipcheck cache info`.",
-            rich_help_panel=_COMPUTING,
-            metavar="",
-        ),
-    ] = False,
-    samples: Annotated[
-        int,
-        typer.Option(
-            help="Inputs at which the network's lower bound is sought.",
-            min=0,
-            rich_help_panel=_COMPUTING,
-            metavar="N",
-        ),
-    ] = 2,
+    asked: Asked,
     sort: Annotated[
         str,
         typer.Option(
             help="Order of layers: network, name, lower, upper, slack, merged, share.",
             autocompletion=_sorts,
-            rich_help_panel=_SHOWING,
+            rich_help_panel=SHOWING,
             metavar="BY",
         ),
     ] = "network",
     top: Annotated[
-        int | None, typer.Option(help="Show only the first N layers.", min=1, rich_help_panel=_SHOWING, metavar="N")
+        int | None, typer.Option(help="Show only the first N layers.", min=1, rich_help_panel=SHOWING, metavar="N")
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Show only layers like this: 'layer4.*'.", rich_help_panel=_SHOWING, metavar="GLOB"),
+        typer.Option(help="Show only layers like this: 'layer4.*'.", rich_help_panel=SHOWING, metavar="GLOB"),
     ] = None,
-    heads: Annotated[
-        bool,
-        typer.Option("--heads", help="List attention's projections by head.", rich_help_panel=_SHOWING, metavar=""),
-    ] = False,
     json: Annotated[
         str | None,
         typer.Option(
             help="Write everything as JSON; - for standard output, which then has nothing else.",
-            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
-            rich_help_panel=_SHOWING,
+            autocompletion=complete_paths(),
+            rich_help_panel=SHOWING,
             metavar="FILE",
         ),
     ] = None,
@@ -320,8 +168,8 @@ def audit(
         str | None,
         typer.Option(
             help="Write the bounds' proofs, for `lipcheck verify`.",
-            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
-            rich_help_panel=_SHOWING,
+            autocompletion=complete_paths(),
+            rich_help_panel=SHOWING,
             metavar="FILE",
         ),
     ] = None,
@@ -330,49 +178,12 @@ def audit(
         typer.Option(
             "--require-finite",
             help="Exit with 3 when the network's bound is infinite.",
-            rich_help_panel=_SHOWING,
+            rich_help_panel=SHOWING,
             metavar="",
         ),
     ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet", "--no-progress", "-q", help="No progress on stderr.", rich_help_panel=_SHOWING, metavar=""
-        ),
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=_SHOWING, metavar="")
-    ] = False,
 ) -> int:
     """Audit a model; 3 when its bound has to be finite and is not."""
-    if not 0 < tolerance < math.inf:
-        raise UsageError(f"the tolerance is {tolerance}; give a positive number like 0.001")
-    arguments = {
-        "weights": weights,
-        "seed": seed,
-        "input_size": None if input is None else options.input_size(input),
-        "device": None if device is None else options.device(device),
-        "tolerance": tolerance,
-        "memory": None if memory is None else options.memory(memory),
-        "threads": threads,
-        "samples": samples,
-        "plugins": not no_plugins,
-        "cache": not no_cache,
-        "methods": () if method is None else options.methods(method),
-        "domain": None if domain is None else options.domain(domain),
-        "heads": heads,
-        "tight": tight,
-        "time_budget": None if time_budget is None else options.seconds(time_budget),
-        "arch": arch,
-        "partial": partial,
-        "ema": ema,
-        "bn_eps": bn_eps,
-    }
-    limits = _Limits(
-        isolate,
-        None if isolate_memory is None else options.memory(isolate_memory),
-        None if isolate_time is None else options.seconds(isolate_time),
-    )
     from lipcheck.renderers import describe, files
 
     describe.check_choice(sort, top)
@@ -380,16 +191,16 @@ def audit(
         files.check_writable(Path(json))
     if certificate is not None:
         _check_certificate(certificate, json)
-        arguments["certificate"] = certificate
-    report = _checked(model, arguments, limits, quiet=quiet, debug=debug)
+        asked.arguments["certificate"] = certificate
+    report = asked.report()
     if json == "-":
-        _emit(lambda out: print(report.to_json(), file=out))
+        emit(lambda out: print(report.to_json(), file=out))
     else:
         if json is not None:
             files.write_atomically(Path(json), report.to_json() + "\n")
         from lipcheck.renderers import terminal
 
-        _emit(lambda out: terminal.print_report(report, file=out, sort=sort, top=top, layers=layers))
+        emit(lambda out: terminal.print_report(report, file=out, sort=sort, top=top, layers=layers))
     if require_finite and not report.network.claimed:
         _say(f"no bound on the network is claimed: {report.network.reason}")
         return 3
@@ -399,13 +210,16 @@ def audit(
     return 0
 
 
+judging.register(app)
+
+
 @app.command("verify")
 def verify_certificate(
     certificate: Annotated[
         str,
         typer.Argument(
             metavar="FILE",
-            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            autocompletion=complete_paths(),
             help="What --certificate wrote.",
             show_default=False,
         ),
@@ -414,7 +228,7 @@ def verify_certificate(
         str,
         typer.Argument(
             metavar="MODEL",
-            autocompletion=_complete(completion.model_names),
+            autocompletion=complete(completion.model_names),
             help="The model that it is about, as for an audit.",
             show_default=False,
         ),
@@ -422,7 +236,7 @@ def verify_certificate(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Default: as in the certificate.", autocompletion=_complete(completion.weights), metavar="WHICH"
+            help="Default: as in the certificate.", autocompletion=complete(completion.weights), metavar="WHICH"
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: as in the certificate.", min=0, metavar="N")] = None,
@@ -460,10 +274,10 @@ def verify_certificate(
 
         return verify(certificate, model, progress=progress, **arguments)
 
-    found = _quietly(run, quiet=quiet, debug=debug)
+    found = quietly(run, quiet=quiet, debug=debug)
     from lipcheck.renderers import verdicts
 
-    _emit(lambda out: out.write(verdicts.text(found)))
+    emit(lambda out: out.write(verdicts.text(found)))
     return 0 if found.ok else 1
 
 
@@ -473,7 +287,7 @@ def coverage(
         list[str] | None,
         typer.Argument(
             metavar="[PATTERN]...",
-            autocompletion=_complete(completion.zoo_names),
+            autocompletion=complete(completion.zoo_names),
             help="Which models: 'resnet*' (of timm), 'torchvision:*', 'transformers:bert'; all without one.",
             show_default=False,
         ),
@@ -482,7 +296,7 @@ def coverage(
         str | None,
         typer.Option(
             help="Keep the records here, as JSON lines.",
-            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            autocompletion=complete_paths(),
             metavar="FILE",
         ),
     ] = None,
@@ -493,7 +307,7 @@ def coverage(
         str | None,
         typer.Option(
             help="Write a page like docs/coverage.md.",
-            autocompletion=_complete(lambda incomplete: list(completion.paths(incomplete))),
+            autocompletion=complete_paths(),
             metavar="FILE",
         ),
     ] = None,
@@ -535,14 +349,14 @@ def coverage(
             progress=progress,
         )
 
-    found = _quietly(run, quiet=quiet, debug=debug)
+    found = quietly(run, quiet=quiet, debug=debug)
     from lipcheck.renderers import coverage as pages
 
     if markdown is not None:
         words = " ".join(shlex.quote(word) for word in patterns or [])
         files.write_atomically(Path(markdown), pages.markdown(found, f"lipcheck coverage {words}".strip()))
     # As wide as the terminal; in a file or a pipe COLUMNS, or what the audit's table takes.
-    _emit(lambda out: out.write(pages.text(found, shutil.get_terminal_size((160, 24)).columns)))
+    emit(lambda out: out.write(pages.text(found, shutil.get_terminal_size((160, 24)).columns)))
     return 130 if len(found.records) < found.wanted else 0
 
 
@@ -575,9 +389,7 @@ def cache_info() -> int:
     """Tell where the cache is and what it holds."""
     contents = _opened_cache().contents()
     size = f"{contents.size / 1e6:.1f} MB of at most {contents.most / 1e6:.0f} MB"
-    _emit(
-        lambda out: print(f"folder  {clean(str(contents.folder))}\nbounds  {contents.rows}\nsize    {size}", file=out)
-    )
+    emit(lambda out: print(f"folder  {clean(str(contents.folder))}\nbounds  {contents.rows}\nsize    {size}", file=out))
     if contents.problem:
         raise UsageError(f"the cache cannot be used: {contents.problem}")
     return 0
@@ -590,7 +402,7 @@ def cache_clear() -> int:
     removed = cache.clear()
     if cache.problem:
         raise OutputError(f"the cache in {clean(str(cache.folder))} cannot be cleared: {cache.problem}")
-    _emit(lambda out: print(f"{removed} bound{'' if removed == 1 else 's'} removed", file=out))
+    emit(lambda out: print(f"{removed} bound{'' if removed == 1 else 's'} removed", file=out))
     return 0
 
 
@@ -608,7 +420,7 @@ def explain_topic(
     topic: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=_complete(lambda incomplete: [name for name in TOPICS if name.startswith(incomplete)]),
+            autocompletion=complete(lambda incomplete: [name for name in TOPICS if name.startswith(incomplete)]),
             metavar="[TOPIC]",
             help="What to explain; without it, the topics.",
         ),
@@ -616,7 +428,7 @@ def explain_topic(
 ) -> None:
     """Tell what a number of the report means and which theorem gives it."""
     text = overview() if topic is None else reflow(explain(topic), min(100, shutil.get_terminal_size().columns))
-    _emit(lambda out: out.write(text))
+    emit(lambda out: out.write(text))
 
 
 @app.command("schema")
@@ -625,70 +437,7 @@ def schema() -> None:
     from importlib.resources import files
 
     text = files("lipcheck").joinpath("schema.json").read_text(encoding="utf-8")
-    _emit(lambda out: out.write(text))
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """Whether an audit has a process of its own, None for where its files ask for one, and what that may use."""
-
-    wanted: bool | None
-    memory: int | None
-    seconds: float | None
-
-    def apply(self, pickled: bool) -> bool:
-        """Whether this audit is isolated.
-
-        Errors: UsageError for limits that nothing keeps.
-        """
-        limited = self.memory is not None or self.seconds is not None
-        if limited and self.wanted is False:
-            raise UsageError("limits are kept in a process of its own; leave out --no-isolate")
-        return bool(self.wanted) or limited or (self.wanted is None and pickled)
-
-
-def _checked(model: str, arguments: dict[str, Any], limits: _Limits, *, quiet: bool, debug: bool) -> Report:
-    """The audit. Its files are looked at before any library is loaded."""
-    from lipcheck.sources.claims import vet_config
-    from lipcheck.sources.targets import target
-    from lipcheck.sources.vetting import vet, vet_alone
-
-    meant = target(model, arguments["weights"], arguments["arch"])
-    for path in meant.files:
-        if path == meant.alone:
-            vet_alone(path, ema=arguments["ema"])
-        else:
-            vet(path)
-    if meant.folder is not None:
-        vet_config(meant.folder, meant.weights)
-    if limits.apply(meant.pickled):
-        from lipcheck.isolation import check_isolated
-
-        return check_isolated(model, arguments, memory=limits.memory, seconds=limits.seconds, quiet=quiet, debug=debug)
-
-    def run(progress: Any) -> Report:
-        from lipcheck.checking import check
-
-        return check(model, progress=progress, **arguments)
-
-    report: Report = _quietly(run, quiet=quiet, debug=debug)
-    return report
-
-
-def _quietly(run: Callable[[Any], Any], *, quiet: bool, debug: bool) -> Any:
-    """What `run` returns, with whatever libraries print or warn kept away from standard output."""
-    from lipcheck.progress import Display, Silent
-
-    progress = Silent() if quiet else Display()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        if isinstance(progress, Display):
-            stack.enter_context(progress)
-        if not debug:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-        progress.stage("loading libraries")
-        return run(progress)
+    emit(lambda out: out.write(text))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -739,7 +488,7 @@ def _told_usage(error: Any, given: Sequence[str]) -> str:
 
 def _nearest_command(given: Sequence[str]) -> str:
     first = next((word for word in given if not word.startswith("-")), "")
-    near = get_close_matches(first, ("cache", "coverage", "explain", "schema", "verify"), n=1, cutoff=0.7)
+    near = get_close_matches(first, _COMMANDS, n=1, cutoff=0.7)
     return f"; or did you mean `lipcheck {near[0]}`?" if near and first != near[0] else ""
 
 
@@ -750,18 +499,6 @@ def _say(message: str) -> None:
 def _interrupted() -> int:
     print("lipcheck: interrupted", file=sys.stderr)
     return 130
-
-
-def _emit(write: Callable[[TextIO], object]) -> None:
-    """Write to standard output; a reader that went away (`| head`) ends the writing and is no error."""
-    try:
-        write(sys.stdout)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"standard output cannot be written ({error.strerror})") from error
 
 
 def _version() -> str:

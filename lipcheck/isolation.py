@@ -120,8 +120,9 @@ def main() -> None:
         text = str(error)
         short = isinstance(error, MemoryError) or any(sign in text for sign in _SHORT)
         answer = {"error": "MemoryError" if short else type(error).__name__, "message": text}
-    json.dump(answer, answering)
-    answering.close()
+    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+        json.dump(answer, answering)
+        answering.close()
 
 
 def _audited(task: Mapping[str, Any]) -> Report:

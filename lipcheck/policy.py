@@ -114,6 +114,7 @@ class Policy:
     skip_layers: tuple[str, ...] = ()
     skip_operations: tuple[str, ...] = ()
     waivers: tuple[Waiver, ...] = ()
+    baseline: str = ""  # the file of an earlier report
     source: str = ""  # where it was read
 
 

@@ -56,6 +56,7 @@ FLOORS = {
     "lipcheck.codec": 5,
     "lipcheck.report": 5,
     "lipcheck.policy": 5,
+    "lipcheck.policy_file": 5,
     "lipcheck.diff": 5,
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
@@ -77,6 +78,8 @@ FLOORS = {
     "lipcheck.renderers": 7,
     "lipcheck.completion": 7,
     "lipcheck.options": 7,
+    "lipcheck.asking": 7,
+    "lipcheck.judging": 7,
     "lipcheck.cli": 7,
     "lipcheck": 8,  # __init__ and __main__ gather everything
 }
@@ -111,8 +114,8 @@ NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning"
 # Modules that `lipcheck --help`, `schema` and `explain` load: no torch, not even at the top.
 WITHOUT_TORCH = {
     *("cache", "proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),
-    *("diff", "policy"),
-    *("explain", "completion", "options", "coverage", "cli"),
+    *("diff", "policy", "policy_file"),
+    *("explain", "completion", "options", "coverage", "cli", "asking", "judging"),
     *(
         "__main__",
         "renderers.__init__",
@@ -126,6 +129,8 @@ WITHOUT_TORCH = {
     *("sources.names", "sources.memory", "sources.claims", "sources.wrappers"),
     *("sources.config", "sources.vetting", "sources.targets", "sources.roles", "sources.values"),
     *("renderers.notebook", "renderers.files", "renderers.coverage", "__init__"),
+    *("renderers.csv_table", "renderers.markdown", "renderers.junit", "renderers.sarif", "renderers.github"),
+    *("renderers.changes", "renderers.judgement", "renderers.page", "renderers.chart"),
 }
 
 

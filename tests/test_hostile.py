@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from forks import Forks
@@ -82,6 +83,8 @@ PAYLOADS: dict[str, Callable[[Path], Payload]] = {
     "open": lambda target: Payload(io.open, str(target), "w"),
     "system": lambda target: Payload(os.system, f"touch '{target}'"),
     "eval": lambda target: Payload(eval, f"open({str(target)!r}, 'w')"),
+    "load": lambda target: Payload(torch.load, str(target)),
+    "numpy": lambda target: Payload(numpy.load, str(target)),
     "getattr": lambda target: Payload(getattr, Payload(__import__, "os"), "system"),
     "subprocess": lambda target: Payload(subprocess.call, ["touch", str(target)]),
 }
@@ -166,7 +169,7 @@ def test_three_hundred_thousand_names(refused, tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_too_many_tensors_in_a_pickle(tmp_path, monkeypatch, legacy):
-    monkeypatch.setattr(archive, "MOST_TENSORS", 100)
+    monkeypatch.setattr(archive, "MOST_PICKLED", 100)
     shared = torch.zeros(1)
     torch.save(
         {f"w{i}": shared.view(1) for i in range(101)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy
@@ -180,6 +183,45 @@ def test_a_pickle_without_end(tmp_path, monkeypatch):
     (tmp_path / "w.pth").write_bytes(b"\x80\x02" + b"]0" * 1000)
     with pytest.raises(WeightsError, match="over 1000 steps"):
         vet(tmp_path / "w.pth")
+
+
+def test_a_pickle_of_marks(refused, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02" + b"(" * 5_000_000)
+    assert "steps; refused" in refused(tmp_path / "w.pth")
+
+
+def test_a_pickle_that_makes_bytes_of_nothing(refused, tmp_path):
+    torch.save({"w": torch.ones(2), "x": Payload(bytearray, 0x7FFFFFFF)}, tmp_path / "w.pth")
+    assert "makes 2147483647 bytes of nothing" in refused(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "offset"),
+    [
+        ((2, 2), (10**9, 1), 0),
+        ((2, 2), (2, 1), 10**9),
+        ((2, 2), (2, 1), -1),
+        ((2, 2), (-2, 1), 3),
+        ((2, 2), (2, 1), 0.5),
+        ((-2, -2), (2, 1), 0),
+        ((2, 2), (2,), 0),
+    ],
+)
+def test_a_tensor_outside_its_storage(refused, tmp_path, shape, stride, offset):
+    class Views:
+        """A tensor as its pickle has it."""
+
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __reduce__(self):
+            storage = torch.storage.TypedStorage(
+                wrap_storage=self.tensor.untyped_storage(), dtype=torch.float32, _internal=True
+            )
+            return torch._utils._rebuild_tensor_v2, (storage, offset, shape, stride, False, {})
+
+    torch.save({"w": Views(torch.ones(4))}, tmp_path / "w.pth")
+    assert "refused" in refused(tmp_path / "w.pth")
 
 
 def test_a_pickle_whose_memo_would_fill_the_memory(refused, tmp_path):
@@ -200,6 +242,19 @@ def test_numbers_that_are_none(refused, tmp_path, value, dtype):
     weight[1, :3] = float(value)
     save_file({"fc.weight": weight.to(dtype)}, tmp_path / "w.safetensors")
     assert "in fc.weight (3 of 12 elements)" in refused(tmp_path / "w.safetensors")
+
+
+def test_numbers_that_are_none_in_a_shard(refused, tmp_path):
+    save_file({"a.weight": torch.ones(3, 4)}, tmp_path / "one.safetensors")
+    save_file({"b.weight": torch.full((3, 4), float("nan"))}, tmp_path / "two.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a.weight": "one.safetensors", "b.weight": "two.safetensors"}}))
+    assert "two.safetensors: NaN or infinite weights in b.weight (12 of 12 elements)" in refused(index)
+
+
+def test_a_tensor_with_an_endless_name(refused, tmp_path):
+    save_file({"a" * 20_000: torch.ones(3, 4)}, tmp_path / "w.safetensors")
+    assert "a tensor's name of 20000 characters; at most 1000 are read" in refused(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("held", ["plain", "wrapped", "parameters", "turned"])
@@ -238,6 +293,13 @@ CONFIGS: dict[str, dict[str, object]] = {
     "many tokens": {"model_type": "bert", "hidden_size": 768, "vocab_size": 10**10},
     "deep": {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 10**9},
     "stages": {"model_type": "resnet", "hidden_sizes": [10**6, 10**6], "depths": [1, 1]},
+    "positions": {"model_type": "bert", "max_position_embeddings": 10**11},
+    "tokens alone": {"model_type": "bert", "vocab_size": 10**12},
+    "labels": {"model_type": "bert", "num_labels": 10**9},
+    "classes": {"architecture": "resnet18", "num_classes": 10**12},
+    "pixels": {"model_type": "vit", "image_size": 10**6, "patch_size": 1},
+    "timm, wide": {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 300_000, "num_heads": 1}},
+    "timm, deep": {"architecture": "resnet18", "model_args": {"layers": [10**5, 2, 2, 2]}},
     "within": {"model_type": "clip", "text_config": {"hidden_size": 10**6, "num_hidden_layers": 9}},
 }
 
@@ -250,6 +312,22 @@ def test_a_config_of_more_than_there_is_memory_for(refused, tmp_path, name, weig
     (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
     told = refused(folder, "--weights", weights)
     assert ("it was not built" if weights == "random" else "no model.safetensors beside the config.json") in told
+
+
+@pytest.mark.parametrize("name", ["EvilModel", "os.system", "\x1b[31m", "AutoModel"])
+def test_a_config_that_asks_for_code_of_its_own(refused, tmp_path, name):
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    config = {"model_type": "evil", "auto_map": {"AutoModel": f"evil.{name}"}, "architectures": [name]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    assert "code from the folder is never run" in refused(folder, "--weights", "random")
+
+
+def test_an_index_with_an_endless_file_name(refused, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a.weight": "a" * 5000 + ".safetensors"}}))
+    assert "no safetensors file of the folder; refused" in refused(index)
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;x\x07", "a\nb", "\u202egnp", "[/x][bold]", "a\u0085b", "\ud7ff\ufffe"])

@@ -28,20 +28,21 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds `text`; when writing fails, whatever it held before is untouched.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file holds `content`; when writing fails, whatever it held before is untouched.
 
     Errors: OutputError with the path and the system's reason.
     """
+    data = content.encode() if isinstance(content, str) else content
     try:
         if _device(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
         target = _target(path)
         handle, temporary = _temporary(target)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, _mode(target))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -17,16 +18,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lipcheck.errors import WeightsError
-from lipcheck.sources.header import MOST_TENSORS, refuse_count
+from lipcheck.sources.header import refuse_count
 from lipcheck.sources.wording import plain, reason
 
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"
 LONGEST_PICKLE = 32 * 2**20  # bytes, without the tensors' own
-MOST_STEPS = 60 * MOST_TENSORS  # reads of the pickle; a tensor takes some forty
-# What torch's restricted unpickler may build, by module; what comes from any other module it refuses.
-_MODULES = ("torch", "numpy", "collections", "_codecs", "builtins", "__builtin__", "copy_reg", "copyreg")
-_BUILTINS = ("set", "complex", "bytearray", "frozenset", "list", "dict", "tuple", "int", "float", "str", "bool")
+MOST_PICKLED = 25_000  # tensors: a pickle is followed step by step, which takes longer than to read a header
+MOST_STEPS = 60 * MOST_PICKLED  # reads of the pickle; a tensor takes some forty
+# What torch's restricted unpickler may build; all else it refuses. Source: torch/_weights_only_unpickler.py.
+_ALLOWED = re.compile(
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.(bytearray|set|complex)"
+    r"|(copy_reg|copyreg)\._reconstructor|torch\.(\w+Storage|\w*Tensor|Size|device|\w*\d\w*|half|float|double|bool|int)"
+    r"|torch\.(short|long|cfloat|cdouble|per_\w+|\w+_format|strided)|torch\._utils\._rebuild_\w+"
+    r"|torch\.(cuda|sparse|cuda\.sparse|storage)\.(\w+Storage|\w*Tensor)|torch\.nn\.parameter\.(Parameter|Buffer)"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
+)
 # What a safetensors header calls the formats of storages.
 _FORMATS = {
     **{"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"},
@@ -225,9 +232,10 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
 
     def find_class(self, module: str, name: str) -> Any:
         """A placeholder for what has this name."""
-        known = module.partition(".")[0] in _MODULES
-        if not known or (module in ("builtins", "__builtin__") and name not in _BUILTINS):
+        if not _ALLOWED.fullmatch(f"{module}.{name}"):
             raise _Refusal(asks_for(f"{module}.{name}"))
+        if name == "bytearray":
+            return _bytes
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module.startswith("torch") and name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
@@ -253,8 +261,8 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any = (), *_: Any) -> Other | Placed:
         self.tensors += 1
-        if self.tensors > MOST_TENSORS:
-            raise _Refusal(f"over {MOST_TENSORS} tensors; at most so many are read")
+        if self.tensors > MOST_PICKLED:
+            raise _Refusal(f"over {MOST_PICKLED} tensors; at most so many are read")
         if isinstance(storage, _Storage) and isinstance(shape, tuple) and all(isinstance(n, int) for n in shape):
             elements = math.prod(shape)
             if elements * storage.itemsize > storage.bytes:
@@ -262,9 +270,28 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is as long as its entri
                     f"a tensor claims {elements} elements over {storage.bytes} bytes of storage; "
                     "refused (an expanded tensor must be saved with .contiguous())"
                 )
+            _refuse_outside(storage, offset, shape, stride)
             if storage.kind in _FORMATS and isinstance(offset, int) and offset >= 0 and _dense(shape, stride):
                 return Placed(storage.key, offset * storage.itemsize, _FORMATS[storage.kind], shape)
         return Other()
+
+
+def _refuse_outside(storage: _Storage, offset: Any, shape: tuple[int, ...], stride: Any) -> None:
+    """Nothing, unless the tensor reaches beyond its storage, or in front of it."""
+    steps = stride if isinstance(stride, tuple) else ()
+    places = (offset, *shape, *steps)
+    if not all(isinstance(place, int) for place in places) or len(steps) not in (0, len(shape)) or min(places) < 0:
+        raise _Refusal(f"a tensor of shape {plain(shape)} at {plain(offset)} with steps {plain(stride)}; refused")
+    last = offset + sum(step * (side - 1) for step, side in zip(steps, shape, strict=False))
+    if 0 not in shape and (last + 1) * storage.itemsize > storage.bytes:
+        raise _Refusal(f"a tensor that reaches beyond its storage of {storage.bytes} bytes; refused")
+
+
+def _bytes(*given: Any) -> Other:
+    """Stands for bytes, which are not made."""
+    if given and isinstance(given[0], int) and given[0] > LONGEST_PICKLE:
+        raise _Refusal(f"its pickle makes {given[0]} bytes of nothing; refused")
+    return Other()
 
 
 def _dense(shape: tuple[int, ...], stride: Any) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipcheck.errors import WeightsError
 from lipcheck.sources.archive import PICKLE, ZIP, asks_for, no_checkpoint, refuse_unsound_archive
-from lipcheck.sources.header import entries, refuse_count
+from lipcheck.sources.header import entries, refuse_names
 from lipcheck.sources.surroundings import quiet
 from lipcheck.sources.vetting import beginning, is_safetensors
 from lipcheck.sources.wording import plain, reason, some
@@ -115,7 +115,9 @@ def _why_unreadable(error: Exception) -> str:
         return asks_for(found[1])
     if "TorchScript" in text:
         return "a TorchScript archive, not a checkpoint; save model.state_dict()"
-    return f"no readable checkpoint of torch.save ({type(error).__name__}: {reason(error)})"
+    if "Weights only load failed" in text:
+        return "its pickle is damaged, or holds more than tensors; save model.state_dict()"
+    return f"no readable checkpoint of torch.save ({reason(error)}); get the file again"
 
 
 def _unwrapped(path: Path, loaded: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -123,7 +125,7 @@ def _unwrapped(path: Path, loaded: Any, *, ema: bool) -> tuple[dict[str, Tensor]
     tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, Mapping) else {}
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise WeightsError(f"{_shown(path)}: holds no named tensors{_inside(loaded)}; save model.state_dict()")
-    refuse_count(path, len(tensors), "tensors")
+    refuse_names(path, list(tensors))
     names, taken_off = without_prefixes(path, list(tensors), ema=ema and not averaged)
     return {new: tensors[old] for old, new in names.items()}, (*notes, *taken_off)
 

@@ -5,6 +5,8 @@ A config that is no attack passes; whether it describes a network at all is foun
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,8 @@ WIDTHS = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim")
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "depth")
 # Architectures whose blocks share their weights, or are narrower inside.
 SHARED = ("albert", "mobilebert")
+OF_A_LABEL = 100  # numbers in whose place the name of a label stands at least
+LARGEST_SIDE = 1 << 14
 BYTES = 2  # of a number, at least: what is stored in fewer is refused as quantised
 
 
@@ -35,7 +39,7 @@ def vet_config(folder: Path, weights: str) -> None:
         raise WeightsError(f"{plain(folder)}: no model.safetensors beside the config.json; {WAYS_OUT}")
     allowed = allowed_bytes()
     try:
-        numbers, depth = _numbers(config), _deepest(config)
+        numbers, depth, side = _numbers(config), _deepest(config), _side(config)
     except RecursionError as error:
         raise SourceError(f"{plain(folder)}: config.json is nested too deeply to describe a network") from error
     excess = ""
@@ -43,27 +47,61 @@ def vet_config(folder: Path, weights: str) -> None:
         excess = oversized(allowed)
     elif depth > MOST_MODULES:
         excess = f"has over {MOST_MODULES} modules"
+    elif side > LARGEST_SIDE:
+        excess = f"takes images of over {LARGEST_SIDE} pixels a side"
     if excess:
         raise SourceError(f"{plain(folder)}: the config describes a network that {excess}; it was not built")
+    _refuse_unknown_class(folder, config)
 
 
 _STORED = (*WEIGHT_SUFFIXES, ".index.json")
 
 
 def _numbers(config: Mapping[str, Any]) -> int:
-    """How many weights a network of this description has at least: those of its table and of a matrix in each block."""
-    width = _size(config, WIDTHS)
+    """How many numbers a network of this description has at least.
+
+    They are those of its table, of one matrix in each block, and of what has a row for each position or label.
+    """
+    width = _size(config, WIDTHS) or 1
     narrow = min(width, _size(config, ("embedding_size",)) or width)
-    depth = 0 if config.get("model_type") in SHARED else _size(config, DEPTHS)
-    own = narrow * _size(config, ("vocab_size",)) + width * width * depth
+    depth = 1 if config.get("model_type") in SHARED else _size(config, DEPTHS) or 1
+    labels = _size(config, ("num_labels", "num_classes")) * OF_A_LABEL
+    own = narrow * _size(config, ("vocab_size",)) + width * width * depth + labels
+    own += _size(config, ("max_position_embeddings", "n_positions"))
     stages = _sizes(config.get("hidden_sizes"))
     own = max(own, sum(wide * next_one for wide, next_one in pairwise(stages)))
     return max([own, *(_numbers(inner) for inner in config.values() if isinstance(inner, Mapping))])
 
 
 def _deepest(config: Mapping[str, Any]) -> int:
-    depths = [_size(config, DEPTHS), *_sizes(config.get("depths"))]
+    depths = [_size(config, DEPTHS), *_sizes(config.get("depths")), *_sizes(config.get("layers"))]
     return max([*depths, *(_deepest(inner) for inner in config.values() if isinstance(inner, Mapping))])
+
+
+def _side(config: Mapping[str, Any]) -> int:
+    sides = [_size(config, ("image_size", "img_size")), *_sizes(config.get("image_size"))]
+    return max([*sides, *(_side(inner) for inner in config.values() if isinstance(inner, Mapping))])
+
+
+def _refuse_unknown_class(folder: Path, config: Mapping[str, Any]) -> None:
+    """Nothing, unless transformers' own files define no class of the name that the config gives."""
+    named = config.get("architectures")
+    if not isinstance(config.get("model_type"), str) or not isinstance(named, list) or not named:
+        return
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    models = Path(next(iter(spec.submodule_search_locations))) / "models"
+    name = named[0] if isinstance(named[0], str) and named[0].isidentifier() else ""
+    likely = models / re.sub(r"\W", "_", config["model_type"])
+    for place in (likely, models) if name else ():
+        sought = f"class {name}(".encode()
+        if any(sought in file.read_bytes() for file in place.rglob("modeling_*.py") if file.parent.name != "auto"):
+            return
+    raise SourceError(
+        f"{plain(folder)}: transformers has no model class {plain(named[0])}; code from the folder is never run, "
+        "so use a Python factory package.module:function"
+    )
 
 
 def _size(config: Mapping[str, Any], names: Sequence[str]) -> int:

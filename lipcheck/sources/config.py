@@ -21,7 +21,8 @@ def read_json(path: Path, *, written: str) -> dict[str, Any]:
     except OSError as error:
         raise SourceError(f"{written}: {path.name}: {error.strerror}; give a folder with a config.json") from error
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{written}: {path.name} is no JSON ({reason(error)})") from error
+        what = "a number with thousands of digits" if "int_max_str_digits" in str(error) else reason(error)
+        raise SourceError(f"{written}: {path.name} is no JSON ({what}); get the file again") from error
     if not isinstance(value, dict):
         raise SourceError(f"{written}: {path.name} holds no JSON object")
     return value

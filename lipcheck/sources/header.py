@@ -6,7 +6,7 @@ No tensor is read and no torch is loaded: a hostile file is refused at once.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ LONGEST_HEADER = 32 * 2**20  # bytes
 # A tensor's entry has ten quotation marks and, with five axes, seven commas; twice that leaves room for metadata.
 QUOTES, COMMAS = 20, 14
 MOST_AXES = 16
+_ANEW = "; write it anew with safetensors"
+LONGEST_NAME = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,10 @@ def entries(path: Path) -> dict[str, Entry]:
     try:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
-            refuse_count(path, len(names), "tensors")
+            refuse_names(path, names)
             return {name: _entry(name, file.get_slice(name)) for name in names}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        lost = "; get it again, if it was cut off on its way" if "not fully covered" in str(error) else ""
+        lost = "; get it again, if it was cut off on its way" if "not fully covered" in str(error) else _ANEW
         raise WeightsError(f"{plain(path)}: no sound safetensors file ({reason(error)}){lost}") from error
 
 
@@ -66,6 +68,19 @@ def refuse_count(path: Path, count: int, what: str) -> None:
     """
     if count > MOST_TENSORS:
         raise WeightsError(f"{plain(path)}: {count} {what}; at most {MOST_TENSORS} are read")
+
+
+def refuse_names(path: Path, names: Sequence[str]) -> None:
+    """Nothing, unless there are more names than any real network's, or longer ones.
+
+    Errors: WeightsError.
+    """
+    refuse_count(path, len(names), "tensors")
+    longest = max(names, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        raise WeightsError(
+            f"{plain(path)}: a tensor's name of {len(longest)} characters; at most {LONGEST_NAME} are read"
+        )
 
 
 def _entry(name: str, part: Any) -> Entry:

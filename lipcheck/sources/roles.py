@@ -111,7 +111,8 @@ def roles(path: Path, entries: Mapping[str, Entry]) -> Roles:
             layer = name if module in entries or (not module and len(entries) > 1) else module
             weights.append(Weight(name, layer, entries[name].shape))
     if not weights and not norms:
-        raise WeightsError(f"{plain(path)}: holds no weights of a linear layer, only {_counted(left)}")
+        what = f"no weights of a linear layer, only {_counted(left)}" if left else "no tensors"
+        raise WeightsError(f"{plain(path)}: holds {what}; give a checkpoint of a network")
     return paired(weights, norms, {reason: tuple(names) for reason, names in left.items()})
 
 
@@ -122,7 +123,7 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def _counted(left: Mapping[str, Sequence[str]]) -> str:
-    return ", ".join(f"{len(names)} {reason}" for reason, names in left.items()) or "nothing"
+    return ", ".join(f"{len(names)} {reason}" for reason, names in left.items())
 
 
 def _refuse_quantised(path: Path, entries: Mapping[str, Entry]) -> None:

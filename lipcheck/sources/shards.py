@@ -12,6 +12,7 @@ from lipcheck.sources.wording import plain, some
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
+LONGEST_NAME = 255  # of a file
 
 
 def shard_files(index: Path) -> dict[str, tuple[str, ...]]:
@@ -38,15 +39,16 @@ def refuse_outside(index: Path, shard: str) -> None:
     Errors: WeightsError.
     """
     folder = index.parent.resolve()
+    inside_folder = folder / shard
     try:
-        inside = Path(shard).name == shard and (folder / shard).resolve().parent == folder
+        inside = Path(shard).name == shard and len(shard) <= LONGEST_NAME and inside_folder.resolve().parent == folder
     except (OSError, ValueError, RuntimeError):  # a null byte, a name too long, a ring of links
         inside = False
     if not inside or not shard.endswith(".safetensors"):
         raise WeightsError(
             f"{plain(index.parent)}: {index.name} points to {plain(shard)}, no safetensors file of the folder; refused"
         )
-    if not (folder / shard).is_file():
+    if not inside_folder.is_file():
         raise WeightsError(f"{plain(index.parent)}: {index.name} names {plain(shard)}, which is not there; fetch it")
 
 

@@ -55,7 +55,12 @@ def vet_alone(path: Path, *, ema: bool = False) -> None:
     if path.is_dir():
         path = next((path / name for name in (INDEX, "model.safetensors") if (path / name).is_file()), path)
     if path.name.endswith(INDEX_SUFFIX):
-        roles(path, {name: entry for name, (_, entry) in sharded_entries(path).items()})
+        held = sharded_entries(path)
+        read = set(roles(path, {name: entry for name, (_, entry) in held.items()}).read)
+        files = {file for file, _ in held.values()}
+        if sum(file.stat().st_size for file in files) <= SMALL:
+            for file in sorted(files):
+                refuse_nonfinite(file, [name for name, (its, _) in held.items() if its == file and name in read])
     elif path.is_file() and path.suffix != ONNX_SUFFIX and is_safetensors(path, beginning(path)[1]):
         refuse_nonfinite(path, roles(path, entries(path)).read)
     elif path.is_file() and path.suffix != ONNX_SUFFIX and path.stat().st_size <= SMALL:
