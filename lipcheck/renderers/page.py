@@ -101,7 +101,11 @@ def _facts(report: Report) -> list[str]:
 
 def _run(report: Report) -> list[str]:
     run = report.run
-    facts = [f"tolerance {run.tolerance:g}", f"seed {run.seed}", f"{run.device}, {run.threads} threads"]
+    facts = [
+        f"tolerance {run.tolerance:g}",
+        f"seed {run.seed}",
+        f"{run.device}, {run.threads} thread{'' if run.threads == 1 else 's'}",
+    ]
     if report.model.input_shape:
         facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
     return facts + [f"{stage} {seconds:.1f} s" for stage, seconds in run.seconds.items()]
