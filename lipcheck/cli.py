@@ -37,6 +37,7 @@ _REWORDED = {
     r"^Invalid value for '(--[\w-]+)': Input should be a valid number.*": r"\1 takes a number",
     r"^No such command '(.*)'$": r"no command called \1; `lipcheck --help` lists them",
     r"^Got unexpected extra argument\(?s?\)? \((.*)\)$": r"unexpected extra argument: \1",
+    r"^Missing argument '(.*)'$": r"\1 is missing; `lipcheck --help` tells what a line takes",
     r"^Option '(--[\w-]+)' requires an argument$": r"\1 takes a value; `lipcheck --help` tells which",
 }
 

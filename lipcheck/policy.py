@@ -259,7 +259,8 @@ def _of_network(report: Report, policy: Policy, baseline: Report | None) -> Iter
         message = f"its constant is at least {numbers.down(network.lower)}, over the budget of 10^{limit:g}"
         yield Finding("network-bound-violated", NETWORK, message, lower, limit, excess=lower - limit)
     elif upper > limit:
-        message = f"its bound is {_power(upper)}: within 10^{limit:g} is not proven"
+        known = f"its bound is {_power(upper)}" if network.claimed else "no bound on it is claimed"
+        message = f"{known}: within 10^{limit:g} is not proven"
         yield Finding("network-bound-not-proven", NETWORK, message, upper, limit, excess=upper - limit)
     if baseline is None or math.isinf(policy.max_increase):
         return

@@ -99,7 +99,7 @@ def test_the_policy_that_init_writes_is_passed_and_not_replaced(folder, capsys):
         (["audit", "w.safetensors", "--policy", "p.toml", "--output", "html"], "names no file"),
         (["audit", "w.safetensors", "--policy", "p.toml", "--output", "csv:no/x"], "cannot be written"),
         (["audit", "w.safetensors", "--policy", "p.toml", "--output", "csv:x", "--svg", "x"], "two outputs go to x"),
-        (["diff", "w.safetensors"], "B"),
+        (["diff", "w.safetensors"], "B is missing"),
         (["diff", "none.json", "w.safetensors"], "none.json: No such file"),
         (["diff", "w.safetensors", "w.safetensors", "--fail-on", "lots"], "is no percentage"),
     ],
