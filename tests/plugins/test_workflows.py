@@ -116,6 +116,7 @@ def test_without_further_inputs_only_the_model_is_given(step, recorder):
 
 @pytest.mark.parametrize(("inputs", "code"), [({"model": "demo"}, 0), ({"model": "--nowhere"}, 2)])
 def test_the_script_runs_the_real_command(step, tmp_path, inputs, code):
+    (tmp_path / "lipcheck.toml").write_text("")
     result = step(**inputs, output="json:report.json" if code == 0 else "")
     assert result.returncode == code, result.stderr
     assert (tmp_path / "output").read_text() == f"exit-code={code}\n"
