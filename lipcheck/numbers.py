@@ -69,6 +69,16 @@ def plain_up(log10: float, *, digits: int = DIGITS) -> str:
     return _rounded(power, digits, ROUND_CEILING)
 
 
+def finite(value: float | None) -> float | None:
+    """The value; None, which JSON has, for what is infinite or no number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def log10(value: float) -> float:
+    """The logarithm of a number that is not negative; -inf for zero."""
+    return math.log10(value) if value > 0 else -math.inf
+
+
 def _rounded(value: float | Decimal, digits: int, rounding: str) -> str:
     """Significant digits kept by `rounding`; plain from 0.001 to a million, with an exponent beyond."""
     exact = Decimal(value)

@@ -534,17 +534,24 @@ def scaled_rows(operator: Weighted, gain: Tensor, uncertainty: float) -> Weighte
         inner = scaled_rows(operator.convolution, gain, uncertainty)
         assert isinstance(inner, Convolution)
         return replace(operator, convolution=inner)
-    attribute = "matrix" if isinstance(operator, Dense) else "weight"
-    weight = getattr(operator, attribute).double()
-    gain = gain.double()
+    weight = scaled_outputs(operator, weights_of(operator).double(), gain.double())
+    uncertainty = operator.uncertainty + uncertainty + 2.0**-52
+    if isinstance(operator, Dense):
+        return replace(operator, matrix=weight, uncertainty=uncertainty)
+    return replace(operator, weight=weight, uncertainty=uncertainty)
+
+
+def scaled_outputs(operator: Dense | Convolution, weight: Tensor, gain: Tensor) -> Tensor:
+    """The weight with each output channel of what the network applies multiplied by its gain. Gradients flow to both.
+
+    Shapes: `weight` is one for `operator`; `gain` has one entry per output channel, or one for all.
+    """
     if isinstance(operator, Convolution) and operator.transposed and gain.numel() > 1:
         # The output channels of an adjoint are the weight's inputs: (groups * inputs / groups) of them in order.
         grouped = weight.reshape(operator.groups, -1, *weight.shape[1:])
         spread = gain.reshape(operator.groups, 1, -1, *(1,) * operator.axes)
-        weight = (grouped * spread).reshape(weight.shape)
-    else:
-        weight = weight * gain.reshape(-1, *(1,) * (weight.dim() - 1))
-    return replace(operator, **{attribute: weight, "uncertainty": operator.uncertainty + uncertainty + 2.0**-52})
+        return (grouped * spread).reshape(weight.shape)
+    return weight * gain.reshape(-1, *(1,) * (weight.dim() - 1))
 
 
 def output_length(length: int, kernel: int, stride: int, dilation: int, padding: int) -> int:

@@ -22,7 +22,7 @@ from lipcheck.checking import check
 from lipcheck.errors import LipcheckError
 from lipcheck.sources.vetting import vet_alone
 
-SECONDS = 5.0  # for one file, the longest of which is some kilobytes
+SECONDS = 30.0  # for one file of some kilobytes: what takes longer would hardly come to an end
 SLACK = 1 + 1e-9
 
 STRANGE = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
 import zipfile
 from dataclasses import replace
@@ -479,13 +478,3 @@ def test_a_domain_is_refused_before_a_model_is_loaded() -> None:
         lipcheck.check("no such model", domain="bx:0,1")
     with pytest.raises(SourceError, match="no such file"):
         lipcheck.check("no such model", domain="ball:1@/no/such.npy")
-
-
-def test_the_documented_examples_run() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "domains.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 2
-    torch.manual_seed(0)
-    names: dict[str, Any] = {"__name__": "documentation"}
-    for block in blocks:
-        exec(compile(block, "domains.md", "exec"), names)

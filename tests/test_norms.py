@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -87,14 +88,14 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, int, tuple[int, ...]]:
 # Modules and weights against the dense matrix
 
 
-@settings(max_examples=150)
+@settings(max_examples=draws(150))
 @given(layers())
 def test_a_module_has_the_norm_of_the_matrix_it_applies(layer: tuple[nn.Module, int, tuple[int, ...]]) -> None:
     module, channels, size = layer
     assert_exact(spectral_norm(module, input_size=size), dense(module, channels, size))
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(layers())
 def test_a_weight_with_the_modules_arguments_has_the_same_bound(
     layer: tuple[nn.Module, int, tuple[int, ...]],
@@ -105,7 +106,7 @@ def test_a_weight_with_the_modules_arguments_has_the_same_bound(
     assert spectral_norm(module.weight, input_size=size, **given) == spectral_norm(module, input_size=size)
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(layers())
 def test_the_bound_of_every_size_is_above_that_of_any_size(layer: tuple[nn.Module, int, tuple[int, ...]]) -> None:
     module, channels, size = layer

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -108,7 +109,9 @@ def assert_holds(graph: Graph, ranges: dict[str, Ranges], x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("make", MODULES)
-@settings(max_examples=12, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
+@settings(
+    max_examples=draws(12), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
+)
 @given(
     seed=st.integers(0, 2**32 - 1),
     width=st.sampled_from([0.0, 1e-6, 0.5, 3.0]),
@@ -128,7 +131,9 @@ def test_every_value_of_the_domain_lies_in_the_range_of_its_node(
 
 
 @pytest.mark.parametrize("make", MODULES)
-@settings(max_examples=8, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
+@settings(
+    max_examples=draws(8), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
+)
 @given(seed=st.integers(0, 2**32 - 1), radius=st.sampled_from([1e-9, 0.3, 5.0, 1e6]))
 def test_the_same_for_balls(make: Callable[[], nn.Module], seed: int, radius: float) -> None:
     torch.manual_seed(seed)

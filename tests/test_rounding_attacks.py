@@ -10,6 +10,7 @@ import mpmath
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +147,7 @@ def test_a_ripple_with_one_point_more_than_the_degree_is_never_above(degree: int
 # Error terms
 
 
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(st.integers(1, 200), st.integers(0, 2**31), st.sampled_from((1.0, 1e8, 1e150)))
 def test_inner_products_are_within_their_forward_error(terms: int, seed: int, spread: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -179,7 +180,7 @@ def smallest_eigenvalue_is_above(matrix: torch.Tensor, bound: Fraction) -> bool:
     return True
 
 
-@settings(max_examples=80)
+@settings(max_examples=draws(80))
 @given(
     st.integers(1, 9), st.integers(0, 2**31), st.sampled_from((0.0, 1e-17, 1e-16, 3e-16, 1e-15, 1e-14)), st.booleans()
 )

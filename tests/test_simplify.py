@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from networks import Function, WrittenSwish, in_double, matrix_of, normalised
@@ -138,7 +139,7 @@ def test_a_gain_along_another_axis_is_not_folded() -> None:
 
 
 @given(st.integers(0, 2**20), st.booleans(), st.sampled_from((2, 3)))
-@settings(max_examples=8, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=draws(8), phases=[Phase.reuse, Phase.generate])
 def test_a_matrix_on_the_left_has_its_outputs_on_another_axis(seed: int, rows: bool, side: int) -> None:
     torch.manual_seed(seed)
     gain = torch.randn(side, 1) if rows else torch.randn(side)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipcheck import rounding
 from lipcheck.engines import cells, threads
-from lipcheck.engines.gram import GramFamily, gram_family, proves
+from lipcheck.engines.gram import GramFamily, gram_family, least_proved, proves
 from lipcheck.engines.search import top_eigenpairs
 from lipcheck.engines.vectors import bound_groups
 from lipcheck.proof import Proof
@@ -125,7 +125,9 @@ class _Prover:
             if guess > value:
                 value, place, vector = guess, at, top
             slack = slack * 2 if guess**0.5 * (1 + slack) <= mu else slack
-            mu = max(guess**0.5 * (1 + slack), mu * (1 + slack))
+            items_left = items[open_pairs[:, 0]]
+            least = least_proved(self.family.magnitude[items_left] / relative[open_pairs[:, 0]], self.family.error)
+            mu = max(guess**0.5 * (1 + slack), mu * (1 + slack), least)
         proved = upper = rounding.scale_up(mu, scale)
         if grid.share < 1:
             upper = rounding.up(upper / grid.share, 2)

@@ -17,7 +17,7 @@ from lipcheck.bound import Bound
 from lipcheck.engines import lanczos
 from lipcheck.engines.certified import Certified, Peak
 from lipcheck.engines.finite import line_of
-from lipcheck.engines.gram import proves, scaled_by_power
+from lipcheck.engines.gram import least_proved, proves, scaled_by_power
 from lipcheck.engines.search import top_eigenpairs
 from lipcheck.engines.settings import Settings
 from lipcheck.engines.vectors import GroupBounds, bound_groups
@@ -25,8 +25,9 @@ from lipcheck.operators import Convolution
 from lipcheck.proof import GroupsProof
 from lipcheck.symbol import Symbol, as_matrix, embedding_points, grids, matrix_sides
 
-# Gram matrices up to this side are given to LAPACK's eigenvalues, larger ones are searched through the convolution.
-_DENSE = 128
+# Gram matrices up to this side are given to LAPACK's eigenvalues, those up to the next are searched as they are, and
+# larger ones through the convolution.
+_DENSE, _FORMED = 128, 400
 # What the groups looked at together may take, in bytes for their Gram matrices; the first few take less.
 _BATCH, _FIRST = 32 << 20, 1 << 18
 # Steps of the quick search, which ends where three of them gain less than this, and of the thorough one.
@@ -96,16 +97,16 @@ class _Search:
                 open_ = open_[~proved.cpu()]
             if len(open_) == 0:
                 return
-            found = (
-                self._searched(int(groups[open_[0]]))
-                if quick
-                else self._attained(groups[open_], matrices[open_], family)
-            )
+            if quick:
+                found = self._searched(int(groups[open_[0]]), matrices[open_[0]], family)
+            else:
+                found = self._attained(groups[open_], matrices[open_], family)
             if self.mu and found * (1 + slack) <= self.mu:
                 # Where the quick search stopped short of the norm, the thorough one comes first.
                 slack, quick = slack if quick else 2 * slack, False
             self.lower = max(self.lower, found)
-            self.mu = max(self.mu * (1 + slack), self.lower * (1 + slack), rounding.UNDERFLOW)
+            least = least_proved(self.magnitude[groups[open_]], family.error)
+            self.mu = max(self.mu * (1 + slack), self.lower * (1 + slack), least)
 
     def _attained(self, groups: Tensor, matrices: Tensor, family: _Grams) -> float:
         """A norm that the largest of these groups attains."""
@@ -115,21 +116,28 @@ class _Search:
         else:
             values, vectors = top_eigenpairs(matrices, steps=_STEPS, accuracy=_ACCURACY)
         top = int(values.argmax())
-        group = int(groups[top])
-        own = groups_of(self.operator, groups[top : top + 1])
-        x = family.positioned(vectors[top].cpu())
+        return self._attained_by(int(groups[top]), vectors[top].cpu(), family)
+
+    def _attained_by(self, group: int, vector: Tensor, family: _Grams) -> float:
+        """The norm that a vector of the group's Gram matrix attains."""
+        own = groups_of(self.operator, torch.tensor([group]))
+        x = family.positioned(vector)
         if family.outputs:
             x = own.adjoint(x)
         magnitude = float(self.magnitude[group])
         return lanczos.attained(own.forward, x, terms=own.weight[0].numel(), magnitude=magnitude)
 
-    def _searched(self, group: int) -> float:
+    def _searched(self, group: int, matrix: Tensor, family: _Grams) -> float:
         """A norm that one group attains, from the wave at its symbol's peak."""
         own = groups_of(self.operator, torch.tensor([group]))
         symbol = Symbol(self.symbol.coefficients[group : group + 1], self.symbol.exponents)
         peak = Peak(0, self.bounds.angle(group), torch.ones(1, dtype=torch.float64))
         start = lanczos.start_vector(own, symbol, Certified(math.inf, self.bounds.grid(group), peak))
         assert start is not None
+        if len(matrix) <= _FORMED:
+            wave = family.flattened(start if family.outputs else own.adjoint(start))
+            _, vectors = top_eigenpairs(matrix[None], steps=_QUICK, start=wave[None].to(matrix), accuracy=_STALLED)
+            return self._attained_by(group, vectors[0].cpu(), family)
         return lanczos.attained_from(
             own,
             start,
@@ -158,6 +166,10 @@ class _Grams:
         first, *others = self.size
         return vector.reshape(first, self.channels, *others).transpose(0, 1)[None].contiguous()
 
+    def flattened(self, batch: Tensor) -> Tensor:
+        """One output or input of a group as a vector of the matrices' space."""
+        return batch[0].transpose(0, 1).flatten()
+
 
 def _gram_matrices(operator: Convolution) -> _Grams:
     """The smaller Gram matrix of every group, summed over pairs of taps of the first axis.
@@ -174,10 +186,13 @@ def _gram_matrices(operator: Convolution) -> _Grams:
     groups, taps, kept, summed = blocks.shape
     flat = blocks.reshape(groups, taps * kept, summed)
     products = (flat @ flat.mT).reshape(groups, taps, kept, taps, kept)
-    gram = products.new_zeros(groups, first.sites, kept, first.sites, kept)
-    for (one, other), meeting in first.pairs.items():
-        if meeting:
-            gram[:, list(meeting), :, list(meeting.values())] += products[:, one, :, other]
+    blocks = products.transpose(2, 3).reshape(groups, taps * taps, kept * kept)
+    places = [
+        (one * taps + other, i * first.sites + j) for (one, other), met in first.pairs.items() for i, j in met.items()
+    ]
+    pair, site = torch.tensor(places, dtype=torch.long, device=blocks.device).reshape(-1, 2).unbind(1)
+    gram = blocks.new_zeros(groups, first.sites**2, kept * kept).index_add_(1, site, blocks[:, pair])
+    gram = gram.reshape(groups, first.sites, first.sites, kept, kept).transpose(2, 3)
     channels, others = operator.weight.shape[0] // groups, operator.weight.shape[1]
     channels, others = (channels, others) if outputs else (others, channels)
     # Rows of B_k: one entry a tap of the other axes and a channel that is summed over, or fewer.

@@ -225,7 +225,7 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     if len(symbol.exponents) == 1 and _sees_whole_kernel(operator):
         return bound_matrices(symbol.coefficients.flatten(0, 1), operator.uncertainty, settings)
     sides = matrix_sides(operator)
-    wrapped = operator.circular and any(k > n for k, n in zip(operator.kernel, operator.input_size, strict=True))
+    wrapped = operator.circular and any(r > n for r, n in zip(operator.reach, operator.input_size, strict=True))
     if symbol.side == 1 and operator.groups > 1 and min(sides) <= _GROUP_SIDE and not wrapped:
         bound = depthwise.spectral_norm(operator, symbol, settings)
         return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)

@@ -7,6 +7,7 @@ far it can be off. `proves` is the only function that turns a computation into a
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -285,6 +286,14 @@ def proves(matrices: Tensor, mu: Tensor, magnitude: Tensor, error: float) -> Ten
     else:
         proved[rest] = _proved_by_residual(matrices[rest], diagonal, 4 * reserve * budget[rest])
     return proved
+
+
+def least_proved(magnitude: Tensor, error: float) -> float:
+    """What mu must exceed for `proves` to hold for every matrix: their error alone, however small they are.
+
+    Shapes: magnitude (n,).
+    """
+    return math.sqrt(error * float(magnitude.max()) ** 2 * (1 + 1e-5) + 2 * rounding.UNDERFLOW)
 
 
 def _small_frobenius(matrices: Tensor, budget: Tensor) -> Tensor:

@@ -53,6 +53,15 @@ def _given(operands: Sequence[Operand], ranges: Sequence[Range]) -> list[Range]:
     return found
 
 
+def _joined(
+    addend: Operand | None, first: Operand, second: Operand, ranges: Sequence[Range]
+) -> tuple[Range | None, Range, Range]:
+    """The ranges of what is added and of both factors."""
+    added = [addend] if addend else []
+    found = _given([*added, first, second], ranges)
+    return found[0] if added else None, found[-2], found[-1]
+
+
 def has_end(one: Range) -> bool:
     """Whether every entry is bounded."""
     return not one.is_unknown and one.log_norm() < math.inf
@@ -207,15 +216,9 @@ class Product(Nonlinear):
     dividing: bool = False
     same: bool = False
 
-    @property
-    def _operands(self) -> list[Operand]:
-        return [*([self.addend] if self.addend else []), self.first, self.second]
-
     def _known(self, ranges: Sequence[Range]) -> tuple[Range | None, Range, Range]:
         """The ranges of a, x and the y that multiplies x."""
-        found = _given(self._operands, ranges)
-        addend = found.pop(0) if self.addend else None
-        first, second = found
+        addend, first, second = _joined(self.addend, self.first, self.second, ranges)
         return addend, first, reciprocal(second) if self.dividing else second
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
@@ -276,7 +279,7 @@ class Product(Nonlinear):
         return min(balls), min(rows)
 
     def unbounded_because(self, ranges: Sequence[Range]) -> str:
-        *_, first, second = _given(self._operands, ranges)
+        _, first, second = _joined(self.addend, self.first, self.second, ranges)
         if self.dividing:
             if has_end(second) and not reciprocal(second).bounded:
                 return f"division by an activation {AWAY_FROM_ZERO}"
@@ -454,14 +457,8 @@ class Bilinear(Nonlinear):
     factor: float = 1.0
     addend_factor: float = 1.0
 
-    @property
-    def _operands(self) -> list[Operand]:
-        return [*([self.addend] if self.addend else []), self.first, self.second]
-
     def _known(self, ranges: Sequence[Range]) -> tuple[Range | None, Range, Range]:
-        found = _given(self._operands, ranges)
-        addend = found.pop(0) if self.addend else None
-        return addend, found[0], found[1]
+        return _joined(self.addend, self.first, self.second, ranges)
 
     def slopes(self, ranges: Sequence[Range]) -> tuple[float, ...]:
         _, first, second = self._known(ranges)

@@ -16,6 +16,7 @@ import digits
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -355,7 +356,7 @@ def test_a_flat_matrix_is_not_proved_at_or_below_its_norm(rows: int, prove: Prov
         assert not prove(held, mu, torch.zeros_like(mu), 0.0).any()
 
 
-@settings(max_examples=40)
+@settings(max_examples=draws(40))
 @given(
     st.integers(1, 10), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from((1.0, 1e-8, 1e-30)),
     st.sampled_from(BELOW),
@@ -403,7 +404,7 @@ def test_what_a_vector_attains_is_not_above_the_norm(content: str, start: str) -
     assert Fraction(claimed) ** 2 <= image
 
 
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
        st.integers(-2, 5), st.booleans(), st.integers(0, 2**31))  # fmt: skip
 def test_what_a_convolution_attains_is_not_above_the_quotient_in_rationals(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import convolutions
@@ -89,7 +90,7 @@ def assert_proved(operator: InfiniteConvolution, bound: Bound) -> None:
 # Soundness
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(convolutions(), st.sampled_from(((1e-3, 1 << 28), (1e-2, 1 << 28), (1e-1, 1 << 14))))
 def test_the_supremum_is_enclosed_by_grids_of_the_unreduced_symbol(
     operator: Convolution, way: tuple[float, int]
@@ -107,7 +108,7 @@ def test_the_supremum_is_enclosed_by_grids_of_the_unreduced_symbol(
         assert_proved(one, bound)
 
 
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(convolutions(paddings=("zeros", "same", "free")))
 def test_no_zero_padded_matrix_exceeds_the_supremum(operator: Convolution) -> None:
     bound = spectral_norm(without_end(operator), Settings(tolerance=1e-2))
@@ -168,7 +169,7 @@ def test_alternating_signs_peak_at_pi_where_odd_circular_grids_have_no_point() -
     assert reference.norm(reference.written_out(padded)) < spectral_norm(without_end(padded)).upper
 
 
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**31))
 def test_one_axis_is_exact(outputs: int, inputs: int, taps: int, seed: int) -> None:
     """The H-infinity norm: level sets find the peak, and cells close in on it to a millionth."""

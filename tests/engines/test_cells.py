@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +46,7 @@ def assert_blocks_hold(symbol: Symbol, grid: Grid, span: int) -> None:
     assert top * share <= float(norms(symbol, grid, centre).max()) * (1 + 1e-12)
 
 
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(
     st.sampled_from(((1,), (2,), (5,), (1, 1), (2, 2), (2, 1))),
     st.integers(1, 3),

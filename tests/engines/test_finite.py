@@ -10,6 +10,7 @@ from fractions import Fraction
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -221,7 +222,7 @@ def test_dilation_falls_apart_into_chains() -> None:
     assert finite.cost(operator) < finite.cost(gaussian(2, (9, 9))) * 1.5
 
 
-@hypothesis_settings(max_examples=20)
+@hypothesis_settings(max_examples=draws(20))
 @given(convolutions(paddings=PADDINGS))
 def test_cost_and_memory_are_finite_for_every_shape(operator: Convolution) -> None:
     assert 0 < finite.cost(operator) < 1e9

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -93,7 +94,7 @@ def test_one_axis_alone_is_the_finite_operator() -> None:
     assert bound.upper == pytest.approx(1 + 2 * math.cos(math.pi / 8), rel=2e-4)
 
 
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=draws(40))
 @given(convolutions(paddings=PADDINGS), st.data())
 def test_slices_have_the_norm_of_the_symbol_along_the_other_axes(operator: Convolution, data: st.DataObject) -> None:
     """A(w) written out with complex entries, by definition."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import weights
@@ -47,7 +48,7 @@ def test_every_group_has_a_bound_of_its_own(operator: Convolution, memory: int) 
         assert reference.norm(matrix) <= upper * reference.slack(matrix)
 
 
-@settings(max_examples=150)
+@settings(max_examples=draws(150))
 @given(depthwise(), st.sampled_from((1e-3, 1e-6)), st.sampled_from((1 << 28, 1)))
 def test_the_largest_group_is_found(operator: Convolution, tolerance: float, memory: int) -> None:
     bound = spectral_norm(operator, Settings(tolerance=tolerance, memory=memory))

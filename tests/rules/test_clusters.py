@@ -8,6 +8,7 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]
 import pytest
 import torch
+from draws import draws
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from networks import Function
@@ -79,7 +80,7 @@ def attack(found: Portrait, tree: Any, low: float, high: float, inner: list[floa
             before = x, y
 
 
-@settings(max_examples=60, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=draws(60), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(trees, st.floats(-6, 6), st.sampled_from((0.01, 1.0, 4.0, 40.0)), st.lists(st.floats(0, 1), max_size=20))
 def test_no_point_of_a_drawn_function_lies_beyond_its_portrait(
     tree: Any, low: float, width: float, inner: list[float]

@@ -9,6 +9,7 @@ import networks
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import HealthCheck, Phase, given, settings
 from rules.examples import EXAMPLES, Call, Example
 
@@ -28,7 +29,7 @@ _MANY = ("conv", "pool", "pad", "upsample", "index_select", "elu", "slice")
 KNOWN = {*DEFAULT_RULES, torch.ops.aten._assert_tensor_metadata.default}
 
 
-def _draws(op: Any) -> int:
+def _count(op: Any) -> int:
     return 6 if any(word in str(op) for word in _MANY) else 2
 
 
@@ -81,7 +82,9 @@ def test_no_input_shows_more_than_the_constant_of_the_rule(op: Any) -> None:
     for form in EXAMPLES[op]:
 
         @settings(
-            max_examples=_draws(op), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck)
+            max_examples=draws(_count(op)),
+            phases=[Phase.reuse, Phase.generate],
+            suppress_health_check=list(HealthCheck),
         )
         @given(form)
         def holds(example: Example) -> None:

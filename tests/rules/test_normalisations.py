@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rules.ascent import Function, assert_holds, ball, box, boxed_ball, largest_jacobian, ranges_of
@@ -145,7 +146,9 @@ def test_without_eps_a_norm_needs_a_range_away_from_zero() -> None:
     assert_holds(mapping, lambda x: functional.layer_norm(x, (5,), eps=0.0), [apart])
 
 
-@settings(max_examples=60, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
+@settings(
+    max_examples=draws(60), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
+)
 @given(
     seed=st.integers(0, 2**32 - 1),
     d=st.integers(1, 7),

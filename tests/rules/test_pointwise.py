@@ -14,6 +14,7 @@ import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
+from draws import draws
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from mpmath import iv
@@ -355,7 +356,7 @@ def found(name: str) -> Pointwise:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=8, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=draws(8), phases=[Phase.reuse, Phase.generate])
 @given(where=st.floats(0, 1), width=st.sampled_from((1.0, 0.5, 0.1, 1e-3)), noise=st.integers(0, 2**32 - 1))
 def test_image_and_slope_on_a_range_hold_and_are_tight(name: str, where: float, width: float, noise: int) -> None:
     forward, low, high = FUNCTIONS[name]

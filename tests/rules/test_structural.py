@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import HealthCheck, Phase, given, settings
 from rules.examples import EXAMPLES, Call, Example
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def test_no_point_of_a_domain_shows_more_than_the_constant_or_leaves_the_range(o
     """Boxes and balls: what picks elements is monotone, what mixes signs is not taken for one that does not."""
     for form in EXAMPLES[op]:
 
-        @settings(max_examples=2, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(max_examples=draws(2), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
         @given(form)
         def holds(example: Example) -> None:
             if not example.bounded:

@@ -67,6 +67,30 @@ class Samples:
                     best, where = float(values[top]), Place(tuple(index[top // groups].tolist()), top % groups)
         return best, where
 
+    def peaks(self, norms: Callable[[Tensor], Tensor], memory: int) -> Tensor:
+        """Where each group has its largest norm. Shapes: (groups, axes), as `Grid.indices`; `norms` as for `peak`."""
+        groups = len(self.symbol.coefficients)
+        best, where = torch.full((groups,), -math.inf), torch.zeros(groups, len(self.grid.points), dtype=torch.long)
+        with torch.no_grad():
+            for index, matrices in self.chunks(memory):
+                values, places = norms(matrices.flatten(0, 1)).reshape(len(index), groups).max(0)
+                values, places = values.double().cpu(), places.cpu()
+                where = torch.where((values > best)[:, None], index[places], where)
+                best = torch.maximum(values, best)
+        return where
+
+    def each(self, index: Tensor) -> Tensor:
+        """Each group's matrix at its own frequency, with gradients.
+
+        Shapes: (groups, axes) to (groups, rows, columns).
+        """
+        coefficients = self.symbol.coefficients
+        groups, taps, rows, columns = coefficients.shape
+        flat = coefficients.reshape(groups, taps, -1)
+        cosine, sine = (wave.to(flat) for wave in self.grid.phases(index, self.symbol.exponents))
+        real, imaginary = (torch.bmm(wave[:, None], flat)[:, 0] for wave in (cosine, sine))
+        return torch.complex(real, imaginary).reshape(groups, rows, columns)
+
     def one(self, place: Place) -> Tensor:
         """The matrix at one place, with gradients. Shapes: (1, rows, columns)."""
         return self.at(torch.tensor([place.index]), place.group)[0]

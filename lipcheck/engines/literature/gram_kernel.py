@@ -60,6 +60,19 @@ def spectral_norm(
     return rescaled(_unwound(largest, scales, int(_unwound(largest.detach(), scales).argmax()))[0], exponent)
 
 
+def group_norms(
+    operator: Subject, *, iterations: int = ITERATIONS, memory: int = MEMORY, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The row-sum bound of each group by itself, as `spectral_norm`. Gradients flow to the weight.
+
+    Units: the weights should be near one, with no group of zeros. Shapes: (groups,).
+    """
+    symbol = _in_order(symbol_of(normalised(operator, 0, dtype)))
+    steps = fitting_iterations(symbol, iterations, memory, kept=1)
+    sums, scales, _ = _iterated(symbol, steps, memory)
+    return _unwound(sums.amax(1), scales)
+
+
 def fitting_iterations(symbol: Symbol, most: int, memory: int, *, kept: int = 0) -> int:
     """How many of at most `most` iterations fit; one in any case. `kept` copies a step stay for the gradient."""
     groups, _, rows, _ = symbol.coefficients.shape
@@ -78,10 +91,16 @@ def _ordered(symbol: Symbol) -> Symbol:
 
     Groups without weights are left out: others hold a weight of 1/2 at least, which no norm is below.
     """
+    small = _in_order(symbol)
+    loud = errors.entry_sums(small).flatten(1).amax(1) > _least(small)
+    return Symbol(small.coefficients[loud], small.exponents)
+
+
+def _in_order(symbol: Symbol) -> Symbol:
+    """The wide symbol on its own lattice, the axis of the highest degree last, with all groups."""
     small = reduced(symbol.wide)
     order = torch.tensor(small.degrees).argsort(stable=True)
-    loud = errors.entry_sums(small).flatten(1).amax(1) > _least(small)
-    return Symbol(small.coefficients[loud], small.exponents[:, order])
+    return Symbol(small.coefficients, small.exponents[:, order])
 
 
 def _points(symbol: Symbol, iterations: int) -> tuple[int, ...]:

@@ -65,7 +65,27 @@ def spectral_norm(
     sums = torch.stack([suprema[side][0].sum(1) for side in _sides(orientation)])
     group = int(sums.amin(0).argmax())
     side = _sides(orientation)[int(sums[:, group].argmin())]
-    return rescaled(_again(sampled, side, group, suprema[side][1][group]).sum().sqrt() / share, exponent)
+    chosen = torch.tensor([group], device=sums.device)
+    return rescaled(_again(sampled, side, chosen, suprema[side][1])[0].sum().sqrt() / share, exponent)
+
+
+def group_norms(
+    operator: Subject, *, samples: int = SAMPLES, memory: int = MEMORY, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The bound of each group by itself, the smaller of rows and columns. Gradients flow to the weight.
+
+    Units: the weights should be near one; a group whose weights are all zero has a gradient of zeros.
+    Shapes: (groups,).
+    """
+    sampled = _samples(normalised(operator, 0, dtype), samples)
+    suprema = _suprema(sampled, memory)
+    side_of = torch.stack([values.sum(1) for values, _ in suprema]).argmin(0)
+    squares = torch.zeros(len(side_of), dtype=dtype, device=side_of.device)
+    for side in (0, 1):
+        chosen = torch.nonzero(side_of == side).flatten()
+        if len(chosen):
+            squares = squares.index_add(0, chosen, _again(sampled, side, chosen, suprema[side][1]).sum(1))
+    return squares.clamp_min(torch.finfo(dtype).tiny).sqrt() / _share(sampled, "cosine")
 
 
 def _sides(orientation: Orientation) -> list[int]:
@@ -139,16 +159,19 @@ def _largest(grid: Grid, lags: Tensor, table: Tensor, memory: int) -> tuple[Tens
     return best.clamp_min(0).reshape(shape), index[where.cpu()].reshape(*shape, -1)
 
 
-def _again(sampled: Samples, side: int, group: int, places: Tensor) -> Tensor:
-    """The sums of squares of a group's rows or columns, each at its own frequency, with gradients. Shapes: (lines,)."""
-    coefficients = sampled.symbol.coefficients[group]
-    lines = coefficients if side == 0 else coefficients.transpose(1, 2)
-    cosine, sine = (wave.to(lines) for wave in sampled.grid.phases(places.cpu(), sampled.symbol.exponents))
+def _again(sampled: Samples, side: int, chosen: Tensor, places: Tensor) -> Tensor:
+    """The sums of squares of some groups' rows or columns, each at its own frequency, with gradients.
+
+    Shapes: chosen (n,), places (groups, lines, axes); result (n, lines).
+    """
+    coefficients = sampled.symbol.coefficients[chosen]
+    lines = (coefficients if side == 0 else coefficients.mT).transpose(1, 2).flatten(0, 1)
+    index = places[chosen.cpu()].flatten(0, 1)
+    cosine, sine = (wave.to(lines) for wave in sampled.grid.phases(index, sampled.symbol.exponents))
     # Line l at its own frequency: (l, 1, Q) times (l, Q, entries).
-    by_line = lines.transpose(0, 1)
-    squares = sum(torch.bmm(wave[:, None], by_line).square().sum((1, 2)) for wave in (cosine, sine))
+    squares = sum(torch.bmm(wave[:, None], lines).square().sum((1, 2)) for wave in (cosine, sine))
     assert isinstance(squares, Tensor)
-    return squares
+    return squares.reshape(len(chosen), -1)
 
 
 def upper(operator: Subject, settings: Settings) -> float:

@@ -9,6 +9,7 @@ import mpmath
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import convolutions, matrices
@@ -41,7 +42,7 @@ def high_pass(n: int, axes: int = 1) -> Convolution:
 
 @pytest.mark.parametrize("name", METHODS)
 @given(operator=convolutions())
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_what_is_certified_is_above_the_norm(name: str, operator: Convolution) -> None:
     bound = bound_by(name, operator)
     assert bound.kind == ("certified" if METHODS[name].claim(operator) == "upper" else "estimate")
@@ -51,7 +52,7 @@ def test_what_is_certified_is_above_the_norm(name: str, operator: Convolution) -
 
 @pytest.mark.parametrize("name", UPPER)
 @given(operator=convolutions())
-@settings(max_examples=12)
+@settings(max_examples=draws(12))
 def test_what_is_certified_is_just_above_what_is_computed(name: str, operator: Convolution) -> None:
     value = float(METHODS[name].run(operator))
     upper = METHODS[name].upper
@@ -63,7 +64,7 @@ def test_what_is_certified_is_just_above_what_is_computed(name: str, operator: C
 
 @pytest.mark.parametrize("name", UPPER)
 @given(matrix=matrices(side=12))
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_matrices(name: str, matrix: Tensor) -> None:
     bound = bound_by(name, Dense(matrix))
     assert bound.kind == "certified"
@@ -72,7 +73,7 @@ def test_matrices(name: str, matrix: Tensor) -> None:
 
 @pytest.mark.parametrize("name", UPPER)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), columns=st.integers(1, 3))
-@settings(max_examples=15)
+@settings(max_examples=draws(15))
 def test_rounding_is_outwards(name: str, seed: int, rows: int, columns: int) -> None:
     """Of rank one, all methods but Schur's and the row sums are exact: nothing is forgiven."""
     left, right = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -82,22 +83,24 @@ def test_rounding_is_outwards(name: str, seed: int, rows: int, columns: int) -> 
 
 
 @given(convolutions())
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_power_iteration_is_never_above_the_norm(operator: Convolution) -> None:
     matrix = reference.written_out(operator)
     assert float(METHODS["power"].run(operator)) <= reference.norm(matrix) * reference.slack(matrix) * (1 + 1e-13)
 
 
 @given(convolutions(paddings=("circular",)))
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_sedghi_is_the_norm_of_the_circular_operator(operator: Convolution) -> None:
     truth = reference.norm(reference.written_out(operator))
     assert float(METHODS["sedghi"].run(operator)) == pytest.approx(truth, rel=1e-9)
-    assert bound_by("sedghi", operator).upper == pytest.approx(truth, rel=1e-7)
+    # Where taps cancel, the error of the Gram matrices is all that is left.
+    floor = 1e-6 * float(operator.weight.abs().sum())
+    assert bound_by("sedghi", operator).upper == pytest.approx(truth, rel=1e-7, abs=floor)
 
 
 @given(convolutions(paddings=("circular",)), st.integers(0, 9))
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_gram_falls_to_the_maximum_on_its_grid(operator: Convolution, iterations: int) -> None:
     """From above, within rank^(1 / 2^(t + 1))."""
     truth = reference.norm(reference.written_out(operator))
@@ -170,7 +173,7 @@ def test_a_group_of_zeros_is_harmless(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @given(operator=convolutions(paddings=("zeros", "same")))
-@settings(max_examples=15)
+@settings(max_examples=draws(15))
 def test_without_a_size_the_bound_holds_for_every_size(name: str, operator: Convolution) -> None:
     endless = InfiniteConvolution(operator.weight, operator.stride, operator.dilation, operator.groups)
     assert applies(name, endless) == (name not in SIZED)
@@ -228,7 +231,7 @@ def test_every_method_says_where_it_is_from_and_what_it_bounds() -> None:
 
 
 @given(convolutions())
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_folding_keeps_every_tap_once(operator: Convolution) -> None:
     kernel = folded_kernel(ready(operator))
     taps = operator.weight.double().reshape(operator.groups, -1)

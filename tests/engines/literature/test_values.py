@@ -7,6 +7,7 @@ import math
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import convolutions
@@ -79,7 +80,7 @@ def test_schur_by_blocks_is_below_schur_by_entries_where_channels_mix() -> None:
 
 
 @given(convolutions(), st.sampled_from(("entries", "blocks")))
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_schur_bounds_in_either_form(operator: Convolution, form: schur.Form) -> None:
     value = float(schur.spectral_norm(operator, form=form))
     assert reference.norm(reference.written_out(operator)) <= value * (1 + 1e-9)
@@ -98,7 +99,7 @@ def test_schur_by_entries_is_that_of_the_matrix(stride: int, dilation: int, offs
 
 
 @given(convolutions())
-@settings(max_examples=40)
+@settings(max_examples=draws(40))
 def test_frobenius_is_that_of_the_largest_block(operator: Convolution) -> None:
     matrix = reference.written_out(operator)
     blocks = matrix.reshape(operator.groups, -1, matrix.shape[1])
@@ -115,7 +116,7 @@ def test_a_tensor_of_rank_one() -> None:
 
 
 @given(convolutions())
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_no_tensor_norm_exceeds_that_of_an_unfolding(operator: Convolution) -> None:
     assert float(tensor_norm.spectral_norm(operator, sweeps=20)) <= float(METHODS["fantastic4"].run(operator)) * (
         1 + 1e-9
@@ -158,7 +159,7 @@ def test_the_kernel_iterates_less_where_memory_is_short_and_still_bounds() -> No
 
 
 @given(convolutions(), st.integers(1, 4))
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 def test_every_number_of_kernel_iterations_bounds(operator: Convolution, iterations: int) -> None:
     value = float(gram_kernel.spectral_norm(operator, iterations=iterations))
     assert reference.norm(reference.written_out(operator)) <= value * (1 + 1e-9)
@@ -190,7 +191,7 @@ def test_polygrid_needs_more_than_twice_the_degree() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 6))
-@settings(max_examples=20)
+@settings(max_examples=draws(20))
 def test_proved_norms_are_above_the_norms_however_low_the_guess(seed: int, rows: int, columns: int) -> None:
     matrices = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     matrices[2] = 0
