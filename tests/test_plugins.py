@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from lipcheck.plugins import gather, overloads_of
 from lipcheck.ranges import Range
 from lipcheck.rules import DEFAULT_RULES
 
-PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 aten = torch.ops.aten
 
 
@@ -68,18 +66,6 @@ def audit(module: nn.Module = Bent(), **options: Any) -> lipcheck.Report:  # noq
 
 def upper(report: lipcheck.Report) -> float:
     return 10**report.network.log10_upper
-
-
-def test_the_page_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 4
-    page = ModuleType("lipcheck_page_on_plugins")
-    sys.modules[page.__name__] = page  # dataclasses look their module up
-    try:
-        for block in blocks:
-            exec(compile(block, PAGE.name, "exec"), vars(page))
-    finally:
-        del sys.modules[page.__name__]
 
 
 def test_a_registered_rule_is_used_named_and_left_out_on_request() -> None:

@@ -1,6 +1,5 @@
 """The pytest plugin, in sessions of its own; what needs no network is run on reports written by hand."""
 
-import ast
 import copy
 import gc
 import json
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from public_names import imported_and_used
 from pytest_lipcheck import audits, baselines, limits
 from torch import nn
 
@@ -483,17 +483,6 @@ def test_the_session_shares_its_reports(pytester, session):
 
 def test_the_plugin_uses_public_names_alone():
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        taken = {
-            node.module: {alias.name for alias in node.names}
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-        }
-        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_lipcheck(node.value)}
-        assert not {name for name in {*modules, *taken} if str(name).startswith("lipcheck.")}
-        assert used | taken.get("lipcheck", set()) <= set(lipcheck.__all__)
-
-
-def _is_lipcheck(node):
-    return isinstance(node, ast.Name) and node.id == "lipcheck"
+        modules, used = imported_and_used(path)
+        assert not {name for name in modules if name.startswith("lipcheck.")}
+        assert used <= set(lipcheck.__all__)
