@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lipcheck import operators, testing
+    from lipcheck import operators, testing, training
     from lipcheck.bound import Bound
     from lipcheck.checking import check
     from lipcheck.diff import Difference, compare
@@ -52,8 +52,8 @@ _HOMES = {
     "verify": "lipcheck.verifying",
 }
 
-# Public as modules: what rules return, and what attacks them.
-_MODULES = ("operators", "testing")
+# Public as modules: what rules return, what attacks them, and what trains with the bounds.
+_MODULES = ("operators", "testing", "training")
 
 __all__ = [
     "Ball",
@@ -80,6 +80,7 @@ __all__ = [
     "rule",
     "spectral_norm",
     "testing",
+    "training",
     "verify",
 ]
 

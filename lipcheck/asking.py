@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from lipcheck import completion, options
-from lipcheck.errors import OutputError, UsageError
+from lipcheck.errors import LipcheckError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from lipcheck.report import Report
+    from lipcheck.sources.targets import Target
 
 MODEL, COMPUTING, SHOWING = "Model", "Computing", "Showing and writing"
 
@@ -39,6 +41,50 @@ def complete(values: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
 def complete_paths() -> Callable[[str], list[str]]:
     """Files and folders."""
     return complete(lambda incomplete: list(completion.paths(incomplete)))
+
+
+def file_option(
+    *names: str,
+    text: str = "The file; - for standard output.",
+    panel: str = SHOWING,
+    metavar: str = "FILE",
+    shown: bool = True,
+) -> Any:
+    """An option that names a file; its default is `shown` in the help where there is one."""
+    return typer.Option(
+        *names,
+        help=text,
+        autocompletion=complete_paths(),
+        rich_help_panel=panel,
+        metavar=metavar,
+        show_default=shown,
+    )
+
+
+# Options that more than one command has, each the same everywhere.
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="pretrained, random, or a checkpoint: .safetensors, .pth.",
+        autocompletion=complete(completion.weights),
+        rich_help_panel=MODEL,
+        metavar="WHICH",
+    ),
+]
+Ema = Annotated[
+    bool, typer.Option("--ema", help="Take a checkpoint's averaged weights.", rich_help_panel=MODEL, metavar="")
+]
+InputShape = Annotated[
+    str | None, typer.Option(help="Shape of one input, like 3x224x224.", rich_help_panel=MODEL, metavar="SHAPE")
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=COMPUTING, metavar="N")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "--no-progress", "-q", help="No progress on stderr.", rich_help_panel=SHOWING, metavar=""),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=SHOWING, metavar="")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +122,8 @@ class Asked:
 
     def report(self) -> Report:
         """The audit. Its files are looked at before any library is loaded."""
-        from lipcheck.sources.claims import vet_config
-        from lipcheck.sources.targets import target
-        from lipcheck.sources.vetting import vet, vet_alone
-
         model, arguments = self.model, self.arguments
-        meant = target(model, arguments["weights"], arguments["arch"])
-        for path in meant.files:
-            if path == meant.alone:
-                vet_alone(path, ema=arguments["ema"])
-            else:
-                vet(path)
-        if meant.folder is not None:
-            vet_config(meant.folder, meant.weights)
+        meant = vetted(model, arguments["weights"], arguments["arch"], ema=arguments["ema"])
         if self.limits.apply(meant.pickled):
             from lipcheck.isolation import check_isolated
 
@@ -108,6 +143,26 @@ class Asked:
 
         report: Report = quietly(run, quiet=self.quiet, debug=self.debug)
         return report
+
+
+def vetted(model: str, weights: str, arch: str | None, *, ema: bool) -> Target:
+    """What the words of a command line mean, its files looked at; no library is loaded.
+
+    Errors: UsageError, SourceError and its kinds.
+    """
+    from lipcheck.sources.claims import vet_config
+    from lipcheck.sources.targets import target
+    from lipcheck.sources.vetting import vet, vet_alone
+
+    meant = target(model, weights, arch)
+    for path in meant.files:
+        if path == meant.alone:
+            vet_alone(path, ema=ema)
+        else:
+            vet(path)
+    if meant.folder is not None:
+        vet_config(meant.folder, meant.weights)
+    return meant
 
 
 def takes_model(command: Callable[..., int]) -> Callable[..., int]:
@@ -136,6 +191,7 @@ def _asking(command: Callable[..., int], naming: Callable[..., None] | None) -> 
     return run
 
 
+@functools.cache
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
     return list(inspect.signature(function, eval_str=True).parameters.values())
 
@@ -156,15 +212,7 @@ def _named(
 
 
 def _options(
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="pretrained, random, or a checkpoint: .safetensors, .pth.",
-            autocompletion=complete(completion.weights),
-            rich_help_panel=MODEL,
-            metavar="WHICH",
-        ),
-    ] = "pretrained",
+    weights: Weights = "pretrained",
     arch: Annotated[
         str | None,
         typer.Option(
@@ -178,10 +226,7 @@ def _options(
         bool,
         typer.Option("--partial", help="Audit what fits of a checkpoint.", rich_help_panel=MODEL, metavar=""),
     ] = False,
-    ema: Annotated[
-        bool,
-        typer.Option("--ema", help="Take a checkpoint's averaged weights.", rich_help_panel=MODEL, metavar=""),
-    ] = False,
+    ema: Ema = False,
     bn_eps: Annotated[
         float,
         typer.Option(
@@ -191,10 +236,7 @@ def _options(
     seed: Annotated[
         int, typer.Option(help="Of random weights and of all sampling.", min=0, rich_help_panel=MODEL, metavar="N")
     ] = 0,
-    input: Annotated[
-        str | None,
-        typer.Option(help="Shape of one input, like 3x224x224.", rich_help_panel=MODEL, metavar="SHAPE"),
-    ] = None,
+    input: InputShape = None,
     domain: Annotated[
         str | None,
         typer.Option(
@@ -217,9 +259,7 @@ def _options(
         str | None,
         typer.Option(help="For the search of bounds, like 2GB.", rich_help_panel=COMPUTING, metavar="SIZE"),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=COMPUTING, metavar="N")
-    ] = None,
+    threads: Threads = None,
     isolate: Annotated[
         bool | None,
         typer.Option(
@@ -288,15 +328,8 @@ def _options(
         bool,
         typer.Option("--heads", help="List attention's projections by head.", rich_help_panel=SHOWING, metavar=""),
     ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet", "--no-progress", "-q", help="No progress on stderr.", rich_help_panel=SHOWING, metavar=""
-        ),
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=SHOWING, metavar="")
-    ] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> Asked:
     """What is asked for, of a model that is named elsewhere."""
     if not 0 < tolerance < math.inf:
@@ -346,13 +379,36 @@ def quietly(run: Callable[[Any], Any], *, quiet: bool, debug: bool) -> Any:
         return run(progress)
 
 
-def emit(write: Callable[[TextIO], object]) -> None:
-    """Write to standard output; a reader that went away (`| head`) ends the writing and is no error."""
+def emit(write: Callable[[TextIO], object]) -> bool:
+    """Write to standard output; a reader that went away (`| head`) ends the writing, False, and is no error."""
     try:
         write(sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputError(f"standard output cannot be written ({error.strerror})") from error
+    return True
+
+
+def width_of(out: TextIO) -> int:
+    """The width of the terminal; in a file or a pipe COLUMNS, or what the report's table takes."""
+    from lipcheck.renderers.terminal import WIDTH_OF_FILES
+
+    if hasattr(out, "isatty") and out.isatty():
+        return shutil.get_terminal_size().columns
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() and int(columns) > 0 else WIDTH_OF_FILES
+
+
+def told(error: Exception, *, debug: bool = False) -> str:
+    """The error in one line: what is wrong, and what to do."""
+    if isinstance(error, LipcheckError):
+        return str(error)
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return f"not enough memory ({name}); give a smaller --memory or --input, or another --device"
+    advice = "" if debug else "; run it again with --debug for the traceback"
+    return f"this is a bug in lipcheck: {name}: {error}{advice}"

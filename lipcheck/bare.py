@@ -49,7 +49,7 @@ _MOST_TAPS, _MOST_PRODUCTS = 1024, 2e13
 # Copies of a Gram matrix that a proof holds, and the share of the free memory that they may take.
 _COPIES, _SHARE = 4, 0.6
 # Rounding of |gamma| / sqrt(var + eps): sum, root and quotient.
-_GAIN_ERROR = 8 * rounding.UNIT
+GAIN_ERROR = 8 * rounding.UNIT
 
 NOT_CLAIMED = "the weights alone do not say how the layers are connected"
 WAY_OUT = "--arch NAME, or a config.json beside them, does"
@@ -217,8 +217,7 @@ def _jobs(stream: Stream, found: Roles, epsilon: float) -> Iterator[_Job]:
         del job
     for norm in found.standing:
         gain = _gain(stream, norm, epsilon)
-        top = rounding.up(float(gain.max()) * (1 + _GAIN_ERROR), 2)
-        yield _Job(norm.layer, "batch_norm", (norm.channels,), _Question(known=Bound(0.0, top, "diagonal")))
+        yield _Job(norm.layer, "batch_norm", (norm.channels,), _Question(known=Bound(0.0, largest(gain), "diagonal")))
 
 
 def _finite(stream: Stream, name: str) -> Tensor:
@@ -300,25 +299,29 @@ def _gain(stream: Stream, norm: BatchNorm, epsilon: float) -> Tensor:
     return torch.where((gamma == 0) & (variance >= 0), 0.0, gain)
 
 
+def largest(gain: Tensor) -> float:
+    """At least the largest of a batch norm's gains."""
+    return rounding.up(float(gain.max()) * (1 + GAIN_ERROR), 2)
+
+
 def _merged(tensor: Tensor, own: _Question, gain: Tensor) -> _Question:
     """The norm with the outputs multiplied by their gains, whichever axis of the kernel holds them."""
-    top = float(gain.max())
-    if math.isinf(top):
+    if math.isinf(float(gain.max())):
         return _Question(known=Bound(0.0, math.inf, "a running variance of 0: give --bn-eps, the least eps"))
     flat = Dense(tensor.flatten(1))
     if own.known is not None or own.factor != 1 or not multiplies_safely(flat, gain):
-        factor = rounding.multiply_up(own.factor, rounding.up(top * (1 + _GAIN_ERROR), 2))
+        factor = rounding.multiply_up(own.factor, largest(gain))
         return replace(own, factor=factor, exact=False)
     operators: list[Linear] = []
     for groups in readings(tuple(tensor.shape), len(gain)):
         if groups == 0:
-            scaled = scaled_rows(flat, gain, _GAIN_ERROR)
+            scaled = scaled_rows(flat, gain, GAIN_ERROR)
             assert isinstance(scaled, Dense)
             matrix = scaled.matrix
         else:
             wide = tensor.double().reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
             matrix = (wide * gain.reshape(groups, 1, -1, 1)).reshape(tensor.shape[0], -1)
-        error = _GAIN_ERROR + 2.0**-52
+        error = GAIN_ERROR + 2.0**-52
         if isinstance(own.operators[0], Dense):
             operators.append(Dense(matrix, error))
         else:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lipcheck import completion, judging, options
-from lipcheck.asking import SHOWING, Asked, complete, complete_paths, emit, quietly, takes_model
-from lipcheck.errors import LipcheckError, OutputError, UnknownModelError, UsageError
+from lipcheck import completion, judging, options, rescaling, watching
+from lipcheck.asking import SHOWING, Asked, complete, complete_paths, emit, quietly, takes_model, told
+from lipcheck.errors import OutputError, UnknownModelError, UsageError
 from lipcheck.explain import TOPICS, explain, overview, reflow
 from lipcheck.text import clean
 
@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     pass
 
 _AUDIT = "MODEL"  # the command that a line without a command's name means
-_COMMANDS = ("audit", "baseline", "cache", "coverage", "diff", "explain", "init", "schema", "verify")
+_COMMANDS = (
+    "audit",
+    "baseline",
+    "cache",
+    "coverage",
+    "diff",
+    "explain",
+    "init",
+    "policy",
+    "rescale",
+    "schema",
+    "verify",
+    "watch",
+)
 _EVERYWHERE = ("--help", "-h", "--version")
 _HELPING = "lipcheck.helping"
 # What the parser says of a line, in our words.
@@ -212,6 +225,8 @@ def audit(
 
 
 judging.register(app)
+rescaling.register(app)
+watching.register(app)
 
 
 @app.command("verify")
@@ -464,15 +479,9 @@ def _told(error: Exception, given: Sequence[str]) -> str:
     """The error in one line: what is wrong, and what to do."""
     if isinstance(error, UnknownModelError):
         return f"{error}{_nearest_command(given)}"
-    if isinstance(error, LipcheckError):
-        return str(error)
     if hasattr(error, "format_message"):  # what typer raises on a line that it cannot parse
         return _told_usage(error, given)
-    name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return f"not enough memory ({name}); give a smaller --memory or --input, or another --device"
-    advice = "" if "--debug" in given else "; run it again with --debug for the traceback"
-    return f"this is a bug in lipcheck: {name}: {error}{advice}"
+    return told(error, debug="--debug" in given)
 
 
 def _told_usage(error: Any, given: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ new.lower / old.upper - 1 is the least that it rose by. Enclosures that overlap 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,16 +106,27 @@ class Difference:
         found = {state: sum(change.state == state for change in self.layers) for state in STATES}
         return {state: count for state, count in found.items() if count}
 
-    def of(self, layer: LayerReport) -> LayerChange | None:
-        """The change of a layer of the later report."""
-        return next((change for change in self.layers if change.after is layer), None)
-
 
 def compare(before: Report, after: Report) -> Difference:
     """The later report against the earlier one. Layers are matched by their names, and by their order within one."""
     old, new = _keyed(before.layers), _keyed(after.layers)
     changes = [_change(old.get(key), new.get(key)) for key in dict.fromkeys([*new, *old])]
     return Difference(before.model, after.model, tuple(sorted(changes, key=_matters)), before.network, after.network)
+
+
+def finder(difference: Difference | None) -> Callable[[LayerReport], LayerChange | None]:
+    """A function from a layer of the later report to its change, None where there is none."""
+    by_name: dict[tuple[str, str], list[LayerChange]] = {}
+    for change in difference.layers if difference else ():
+        by_name.setdefault((change.layer, change.part), []).append(change)
+
+    def find(layer: LayerReport) -> LayerChange | None:
+        # Calls of one layer may have a row each, with the same name.
+        named = by_name.get((layer.layer, layer.part), [])
+        same = (change for change in named if change.after is layer)
+        return next(same, None) or next((change for change in named if change.after == layer), None)
+
+    return find
 
 
 def applied(layer: LayerReport) -> Bound:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipcheck.asking import SHOWING, Asked, complete, complete_paths, emit, takes_model, takes_options
+from lipcheck.asking import (
+    SHOWING,
+    Asked,
+    complete,
+    complete_paths,
+    emit,
+    file_option,
+    takes_model,
+    takes_options,
+    width_of,
+)
 from lipcheck.errors import OutputError, UsageError
 from lipcheck.text import clean
 
@@ -32,16 +42,29 @@ def register(app: typer.Typer) -> None:
     app.command("init")(init)
     app.command("baseline")(baseline)
     app.command("diff")(diff)
+    app.command("policy")(policy_command)
 
 
 def _formats(incomplete: str) -> list[str]:
+    from lipcheck.renderers.outputs import FORMATS
+
+    return _outputs(incomplete, FORMATS)
+
+
+def _formats_of_differences(incomplete: str) -> list[str]:
+    from lipcheck.renderers.outputs import DIFFERENCES
+
+    return _outputs(incomplete, DIFFERENCES)
+
+
+def _outputs(incomplete: str, formats: Iterable[str]) -> list[str]:
+    """KIND: as far as it is written, then the files behind it."""
     from lipcheck import completion
 
     kind, colon, start = incomplete.partition(":")
     if colon:
         return [f"{kind}:{path}" for path in completion.paths(start)]
-    kinds = ("json", "csv", "markdown", "junit", "sarif", "html", "svg", "png")
-    return [f"{name}:" for name in kinds if name.startswith(incomplete)]
+    return [f"{name}:" for name in formats if name.startswith(incomplete)]
 
 
 @takes_model
@@ -49,19 +72,16 @@ def audit(
     asked: Asked,
     policy: Annotated[
         str | None,
-        typer.Option(
-            help="The policy; by default lipcheck.toml or [tool.lipcheck] of pyproject.toml, here or above.",
-            autocompletion=complete_paths(),
-            rich_help_panel="Judging",
-            metavar="FILE",
+        file_option(
+            text="The policy; by default lipcheck.toml or [tool.lipcheck] of pyproject.toml, here or above.",
+            panel="Judging",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help="A report of an earlier release, to judge increases against; by default the policy's.",
-            autocompletion=complete_paths(),
-            rich_help_panel="Judging",
+        file_option(
+            text="A report of an earlier release, to judge increases against; by default the policy's.",
+            panel="Judging",
             metavar="REPORT",
         ),
     ] = None,
@@ -81,21 +101,11 @@ def audit(
     ] = None,
     svg: Annotated[
         str | None,
-        typer.Option(
-            help="Write the main chart as SVG.",
-            autocompletion=complete_paths(),
-            rich_help_panel=SHOWING,
-            metavar="FILE",
-        ),
+        file_option(text="Write the main chart as SVG."),
     ] = None,
     png: Annotated[
         str | None,
-        typer.Option(
-            help="Write the main chart as PNG.",
-            autocompletion=complete_paths(),
-            rich_help_panel=SHOWING,
-            metavar="FILE",
-        ),
+        file_option(text="Write the main chart as PNG."),
     ] = None,
     sort: Annotated[
         str,
@@ -118,18 +128,23 @@ def audit(
     # The wish of the command line is one of whoever runs it now.
     earlier = baseline or rules.baseline
     against = None if not earlier else read_report(Path(earlier))
+    if against is not None and not rules.judges_increases:
+        rules = replace(rules, max_layer_increase=_USUAL_INCREASE)
     report = asked.report()
     judged = judge(report, rules, against)
     for one in outputs:
-        write(one, report, judged)
+        write(one, report, judged, _print)
     if not _alone(outputs):
 
         def show(out: Any) -> None:
             terminal.print_report(report, file=out, sort=sort, top=top)
-            out.write("\n" + verdict.text(judged, _width(out)))
+            out.write("\n" + verdict.text(judged, width_of(out)))
 
         emit(_unheard(show) if os.environ.get("GITHUB_ACTIONS") == "true" else show)
-    github.emit(report, judged, os.environ, sys.stderr if _alone(outputs) else sys.stdout)
+    if _alone(outputs):
+        github.emit(report, judged, os.environ, sys.stderr)
+    else:
+        emit(lambda out: github.emit(report, judged, os.environ, out))
     return 0 if exit_zero else judged.exit_code
 
 
@@ -145,27 +160,21 @@ def _unheard(show: Callable[[Any], None]) -> Callable[[Any], None]:
     return between
 
 
+def _print(content: str) -> None:
+    emit(lambda out: out.write(content))
+
+
 def _alone(outputs: Sequence[Output]) -> bool:
     """Whether one of them goes to standard output, which then has nothing else."""
     return any(one.path is None for one in outputs)
 
 
-def _width(out: Any) -> int:
-    """The width of the terminal; in a file or a pipe COLUMNS, or what the report's table takes."""
-    from lipcheck.renderers.terminal import WIDTH_OF_FILES
-
-    if hasattr(out, "isatty") and out.isatty():
-        return shutil.get_terminal_size().columns
-    columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdigit() and int(columns) > 0 else WIDTH_OF_FILES
-
-
 def _policy(file: str | None, *, wanted: bool) -> Policy:
     """The policy that is named, or found from here; where none is wanted, one for a baseline alone."""
     from lipcheck.policy import Policy
-    from lipcheck.policy_file import find_policy, read_policy
+    from lipcheck.policy_file import read_policy
 
-    path = Path(file).expanduser() if file is not None else find_policy(Path.cwd())
+    path = _policyfile_option(file)
     if path is not None:
         return read_policy(path)
     if wanted:
@@ -173,6 +182,42 @@ def _policy(file: str | None, *, wanted: bool) -> Policy:
             "there is no policy here; write one with `lipcheck init MODEL`, or give --policy FILE or --baseline REPORT"
         )
     return Policy(max_layer_increase=_USUAL_INCREASE)
+
+
+def _policyfile_option(file: str | None) -> Path | None:
+    """The policy's file that is named, or the one found from here."""
+    from lipcheck.policy_file import find_policy
+
+    return Path(file).expanduser() if file is not None else find_policy(Path.cwd())
+
+
+def policy_command(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]",
+            autocompletion=complete_paths(),
+            help="The policy; by default lipcheck.toml or [tool.lipcheck] of pyproject.toml, here or above.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Check a policy by itself, without a model; 2 with a line for each fault."""
+    from lipcheck.policy_file import faults, read_policy
+
+    path = _policyfile_option(file)
+    if path is None:
+        raise UsageError("there is no policy here; write one with `lipcheck init MODEL`, or name a file")
+    shown = clean(str(path))
+    found = faults(path)
+    for fault in found:
+        print(f"lipcheck: error: {shown}: {fault}", file=sys.stderr)
+    if found:
+        return 2
+    policy = read_policy(path)
+    budgets, waivers = len(policy.layers), len(policy.waivers)
+    emit(lambda out: print(f"{shown} is a policy: budgets for layers {budgets}, waivers {waivers}", file=out))
+    return 0
 
 
 def read_report(path: Path) -> Report:
@@ -197,13 +242,10 @@ def init(
     asked: Asked,
     output: Annotated[
         str,
-        typer.Option(
+        file_option(
             "--output",
             "-o",
-            help="The file; - for standard output. For pyproject.toml a section to put there is printed.",
-            autocompletion=complete_paths(),
-            rich_help_panel=SHOWING,
-            metavar="FILE",
+            text="The file; - for standard output. For pyproject.toml a section to put there is printed.",
         ),
     ] = "lipcheck.toml",
     force: Annotated[
@@ -240,14 +282,7 @@ def baseline(
     asked: Asked,
     output: Annotated[
         str,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The file; - for standard output.",
-            autocompletion=complete_paths(),
-            rich_help_panel=SHOWING,
-            metavar="FILE",
-        ),
+        file_option("--output", "-o"),
     ] = "baseline.json",
 ) -> int:
     """Write a model's report, for later audits to be judged against."""
@@ -290,18 +325,33 @@ def diff(
     every: Annotated[
         bool, typer.Option("--all", help="List unchanged layers too.", rich_help_panel=SHOWING, metavar="")
     ] = False,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write a format into a file, as often as wanted: json, markdown; markdown:changes.md. With - as one "
+            "file standard output has nothing else.",
+            autocompletion=complete(_formats_of_differences),
+            rich_help_panel=SHOWING,
+            metavar="KIND:FILE",
+        ),
+    ] = None,
 ) -> int:
     """Compare two reports, checkpoints or models, layer by layer; 1 when one rose by more than --fail-on."""
     from lipcheck.diff import compare
     from lipcheck.policy_file import percent
     from lipcheck.renderers import changes
+    from lipcheck.renderers.outputs import DIFFERENCES, put, read_outputs
 
     limit = None if fail_on is None else percent(fail_on)
+    outputs = read_outputs(output or [], DIFFERENCES)
     # What cannot be opened is told before the first audit is under way.
     read = [_report_in(word) for word in (before, after)]
     reports = [report or asked.with_model(word).report() for word, report in zip((before, after), read, strict=True)]
     found = compare(*reports)
-    emit(lambda out: out.write(changes.text(found, _width(out), every=every)))
+    for one in outputs:
+        put(one, DIFFERENCES[one.kind](found, every), _print)
+    if not _alone(outputs):
+        emit(lambda out: out.write(changes.text(found, width_of(out), every=every)))
     if limit is None:
         return 0
     risen = [change for change in found.layers if change.least_rise > limit]

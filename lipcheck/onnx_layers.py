@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcheck import rounding
-from lipcheck.bare import bounds_of
+from lipcheck.bare import GAIN_ERROR, bounds_of, largest
 from lipcheck.bound import Bound
 from lipcheck.cached import Kept
 from lipcheck.engines.settings import Settings
@@ -29,8 +29,6 @@ from lipcheck.sources.onnx_file import OnnxFile, OnnxLayer
 
 # Layers that are bounded side by side.
 _TOGETHER = 16
-# Rounding of |gamma| / sqrt(var + eps): sum, root and quotient.
-_GAIN_ERROR = 8 * rounding.UNIT
 _REASON = "an ONNX graph is bounded layer by layer"
 
 
@@ -120,7 +118,7 @@ def _merged(layer: OnnxLayer, operator: Linear) -> Linear | float | None:
     """The operator with the batch norm behind it; what its norm is at most multiplied by, where that is not formed."""
     if layer.gain is None:
         return None
-    factor = rounding.up(float(layer.gain.max()) * (1 + _GAIN_ERROR), 2)
+    factor = largest(layer.gain)
     if not isinstance(operator, Dense | Convolution | InfiniteConvolution):
         return factor
     if isinstance(operator, InfiniteConvolution):
@@ -128,13 +126,13 @@ def _merged(layer: OnnxLayer, operator: Linear) -> Linear | float | None:
         flat = Dense(operator.weight.flatten(1))
         if operator.transposed or not multiplies_safely(flat, layer.gain):
             return factor
-        scaled = scaled_rows(flat, layer.gain, _GAIN_ERROR)
+        scaled = scaled_rows(flat, layer.gain, GAIN_ERROR)
         assert isinstance(scaled, Dense)
         weight = scaled.matrix.reshape(operator.weight.shape)
         return replace(operator, weight=weight, uncertainty=scaled.uncertainty)
     if not multiplies_safely(operator, layer.gain):
         return factor
-    return scaled_rows(operator, layer.gain, _GAIN_ERROR)
+    return scaled_rows(operator, layer.gain, GAIN_ERROR)
 
 
 def _scaled(layer: OnnxLayer, operator: Linear, bound: Bound) -> Bound:
@@ -171,6 +169,5 @@ def _row(layer: OnnxLayer, operator: Linear, bound: Bound, merged: Bound | None)
 
 
 def _norm_row(layer: str, gain: Tensor) -> LayerReport:
-    top = rounding.up(float(gain.max()) * (1 + _GAIN_ERROR), 2)
-    bound = Bound(0.0, top, "diagonal")
+    bound = Bound(0.0, largest(gain), "diagonal")
     return LayerReport(layer, "onnx.BatchNormalization", "batch_norm", bound, channels=(len(gain), len(gain)))

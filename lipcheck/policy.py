@@ -10,12 +10,13 @@ import datetime
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from lipcheck import numbers
 from lipcheck.bound import Bound
-from lipcheck.diff import Difference, applied, compare
+from lipcheck.diff import Difference, LayerChange, applied, compare, finder
 from lipcheck.report import LayerReport, Report
 
 Severity = Literal["error", "warning", "note"]
@@ -50,11 +51,14 @@ RULES = _rules(
     Rule("network-not-finite", "warning", "incomplete", "The network has to have a finite bound, and none is known."),
     Rule("network-increase-violated", "error", "violated", "The network's Lipschitz constant rose above its budget."),
     Rule("network-increase-not-proven", "warning", "incomplete", "The network's bound rose by more than its budget."),
+    Rule("increase-not-judged", "warning", "incomplete",
+         "A budget is for what rose against a baseline, and there is none, or none of this network."),
     Rule("unsupported-operation", "warning", "incomplete", "An operation has no finite bound."),
     Rule("not-finished", "warning", "incomplete", "The audit left something out for lack of time or memory."),
     Rule("waiver-expired", "warning", "passed", "A waiver has expired and waives nothing."),
     Rule("waiver-unused", "note", "passed", "A waiver waives nothing."),
-    Rule("budget-unused", "note", "passed", "A budget is for layers that the network does not have."),
+    Rule("budget-unused", "warning", "passed", "A budget is for layers that the network does not have."),
+    Rule("no-budget", "warning", "passed", "The policy sets no budget, so that nothing was judged."),
 )  # fmt: skip
 
 
@@ -91,8 +95,10 @@ class Waiver:
     rule: str = "*"
 
     def covers(self, finding: Finding) -> bool:
-        """Whether the finding is what the waiver is about."""
-        return fnmatchcase(finding.subject, self.match) and fnmatchcase(finding.rule, self.rule)
+        """Whether the finding is what the waiver is about; one of the network is only where that is its very match."""
+        of_network = finding.subject == NETWORK and finding.layer is None
+        named = self.match == NETWORK if of_network else fnmatchcase(finding.subject, self.match)
+        return named and fnmatchcase(finding.rule, self.rule)
 
     def expired(self, today: datetime.date) -> bool:
         """Whether its last day is over."""
@@ -117,6 +123,16 @@ class Policy:
     baseline: str = ""  # the file of an earlier report
     source: str = ""  # where it was read
 
+    @property
+    def judges_increases(self) -> bool:
+        """Whether a budget is for what rose against a baseline."""
+        return min((self.max_increase, self.max_layer_increase, *(one.max_increase for one in self.layers))) < math.inf
+
+    @property
+    def judges(self) -> bool:
+        """Whether it has a budget at all."""
+        return bool(self.layers) or self.max_log10_bound < math.inf or self.require_finite or self.judges_increases
+
 
 NETWORK = "network"
 
@@ -125,8 +141,8 @@ NETWORK = "network"
 class Finding:
     """One thing that the policy does not allow, or that its reader must know.
 
-    `measured` and `limit` are numbers of the same kind, None where the rule has none. `certainty` is by what factor
-    the lower end is over the limit: findings are sorted by it.
+    `measured` and `limit` are numbers of the same kind, None where the rule has none. `excess` says how far it is
+    over the limit, for sorting findings of one severity.
     """
 
     rule: str
@@ -183,15 +199,19 @@ def judge(
     found = [
         *_of_layers(report, policy, difference),
         *_of_network(report, policy, baseline),
+        *_unjudged(report, policy, difference),
         *_unsupported(report, policy),
         *(Finding("not-finished", NETWORK, fact) for fact in report.run.unfinished),
     ]
     waived = [_waived(finding, policy.waivers, today) for finding in found]
     told = [*waived, *_of_waivers(policy, found, today), *_of_budgets(report, policy)]
+    if policy.source and not policy.judges:
+        told.append(Finding("no-budget", NETWORK, "the policy sets no budget: nothing was judged"))
     return Judgement(policy, tuple(sorted(told, key=_gravity)), difference)
 
 
 def _of_layers(report: Report, policy: Policy, difference: Difference | None) -> Iterator[Finding]:
+    changed = finder(difference)
     for layer in report.layers:
         if layer.part or any(fnmatchcase(layer.layer, glob) for glob in policy.skip_layers):
             continue
@@ -200,8 +220,7 @@ def _of_layers(report: Report, policy: Policy, difference: Difference | None) ->
         yield from _norm(layer, min((budget.max_norm for budget in budgets), default=math.inf))
         yield from _slack(layer, min((budget.max_slack for budget in budgets), default=math.inf))
         rise = min([policy.max_layer_increase, *(budget.max_increase for budget in budgets)])
-        if difference is not None:
-            yield from _rise(layer, rise, difference)
+        yield from _rise(layer, rise, changed(layer))
 
 
 def _norm(layer: LayerReport, limit: float) -> Iterator[Finding]:
@@ -231,10 +250,9 @@ def _slack(layer: LayerReport, limit: float) -> Iterator[Finding]:
         yield _finding("layer-slack", layer, message, slack, limit, slack / limit if limit else math.inf)
 
 
-def _rise(layer: LayerReport, limit: float, difference: Difference) -> Iterator[Finding]:
-    change = difference.of(layer)
-    # Enclosures that overlap are no rise.
-    if change is None or change.state != "raised" or math.isinf(limit):
+def _rise(layer: LayerReport, limit: float, change: LayerChange | None) -> Iterator[Finding]:
+    # Enclosures that overlap are no rise; a layer of another shape has a norm all the same.
+    if change is None or change.least_rise <= 0 or math.isinf(limit):
         return
     if change.least_rise > limit:
         message = (
@@ -251,15 +269,16 @@ def _rise(layer: LayerReport, limit: float, difference: Difference) -> Iterator[
 
 def _of_network(report: Report, policy: Policy, baseline: Report | None) -> Iterator[Finding]:
     network = report.network
-    upper, lower = network.log10_upper, _log10(network.lower)
+    upper, lower = network.log10_upper, numbers.log10(network.lower)
     if upper == math.inf and policy.require_finite:
         yield Finding("network-not-finite", NETWORK, network.reason or "the network's bound is infinite")
     limit = policy.max_log10_bound
     if lower > limit:
         message = f"its constant is at least {numbers.down(network.lower)}, over the budget of 10^{limit:g}"
         yield Finding("network-bound-violated", NETWORK, message, lower, limit, excess=lower - limit)
-    elif upper > limit:
-        known = f"its bound is {_power(upper)}" if network.claimed else "no bound on it is claimed"
+    elif upper > limit or (report.kind != "certified" and limit < math.inf):
+        sort = "" if report.kind == "certified" else f" ({report.kind})"
+        known = f"its bound is {_power(upper)}{sort}" if network.claimed else "no bound on it is claimed"
         message = f"{known}: within 10^{limit:g} is not proven"
         yield Finding("network-bound-not-proven", NETWORK, message, upper, limit, excess=upper - limit)
     if baseline is None or math.isinf(policy.max_increase):
@@ -276,6 +295,18 @@ def _of_network(report: Report, policy: Policy, baseline: Report | None) -> Iter
             f"its bound rose from {_power(old)} to {_power(upper)}, over the budget of {100 * policy.max_increase:g} %"
         )
         yield Finding("network-increase-not-proven", NETWORK, message, upper, allowed, excess=upper - allowed)
+
+
+def _unjudged(report: Report, policy: Policy, difference: Difference | None) -> Iterator[Finding]:
+    """What the budgets for increases could not be held against."""
+    if not policy.judges_increases:
+        return
+    if difference is None:
+        message = "there is no baseline to judge increases against; give --baseline REPORT, or a file in the policy"
+        yield Finding("increase-not-judged", NETWORK, message)
+    elif report.layers and not any(change.before and change.after for change in difference.layers):
+        message = f"the baseline ({difference.before.name}) has none of these layers: it is of another network"
+        yield Finding("increase-not-judged", NETWORK, message)
 
 
 def _unsupported(report: Report, policy: Policy) -> Iterator[Finding]:
@@ -305,9 +336,11 @@ def _of_waivers(policy: Policy, found: Sequence[Finding], today: datetime.date) 
 def _of_budgets(report: Report, policy: Policy) -> Iterator[Finding]:
     for budget in policy.layers:
         if not any(budget.covers(layer) for layer in report.layers):
-            yield Finding(
-                "budget-unused", budget.match, f"no layer matches the budget for {budget.match} ({budget.table})"
-            )
+            named = {layer.kind if budget.of_kind else layer.layer for layer in report.layers if not layer.part}
+            near = get_close_matches(budget.match, sorted(named), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"no layer matches the budget for {budget.match} ({budget.table}){hint}"
+            yield Finding("budget-unused", budget.match, message)
 
 
 def _finding(rule: str, layer: LayerReport, message: str, measured: float, limit: float, excess: float) -> Finding:
@@ -318,10 +351,6 @@ def _gravity(finding: Finding) -> tuple[bool, int, float]:
     """Active before waived, errors before warnings, the largest excess first."""
     order: tuple[Severity, ...] = ("error", "warning", "note")
     return finding.waiver is not None, order.index(finding.severity), -finding.excess
-
-
-def _log10(value: float) -> float:
-    return math.log10(value) if value > 0 else -math.inf
 
 
 def _power(log10: float) -> str:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,41 @@ NAME, PROJECT = "lipcheck.toml", "pyproject.toml"
 LONGEST = 1 << 20  # bytes
 HEADROOM = 0.1  # of a budget that is written from a model's figures
 
-_NETWORK = ("max_log10_bound", "require_finite", "max_increase")
-_BUDGET = ("match", "max_norm", "max_slack", "max_increase")
-_WAIVER = ("match", "rule", "reason", "expires")
-_TABLES: dict[str, tuple[str, ...]] = {
-    **{"network": _NETWORK, "layers": _BUDGET, "kinds": _BUDGET, "baseline": ("file", "max_increase")},
-    **{"skip": ("layers", "operations"), "waivers": _WAIVER},
+# Every key of every table, and what it means.
+_BUDGET = {
+    "max_norm": "the largest norm: a number from 0 on",
+    "max_slack": 'how far apart the ends of the enclosure may be: a part, like "2%" or 0.02',
+    "max_increase": 'what the norm may rise by against the baseline: a part, like "1%"',
+}
+KEYS: dict[str, dict[str, str]] = {
+    "network": {
+        "max_log10_bound": "the largest bound on the network's Lipschitz constant, as a power of ten: a number",
+        "require_finite": "whether the network has to have a finite bound: true or false",
+        "max_increase": 'what the bound may rise by against the baseline: a part, like "10%" or 0.1',
+    },
+    "baseline": {
+        "file": "a report of an earlier release, from the policy's folder; --baseline outweighs it",
+        "max_increase": 'what any layer\'s norm may rise by: a part, like "5%"',
+    },
+    "layers": {"match": 'a glob of layers\' paths, like "stage3.*"; must be given', **_BUDGET},
+    "kinds": {"match": 'a glob of layers\' kinds, like "conv2d"; must be given', **_BUDGET},
+    "skip": {
+        "layers": "globs of layers that no budget is for: a list of texts",
+        "operations": "globs of operations that need no finite bound: a list of texts",
+    },
+    "waivers": {
+        "match": 'a glob of layers\' paths, or "network", which no glob covers; must be given',
+        "rule": "a glob of the rules below; any rule without it",
+        "reason": "why it is allowed for now; must be given",
+        "expires": "the last day, like 2030-12-31; never without it",
+    },
+}
+
+# An entry in order, for each table that has several.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "layers": {"match": "*", "max_norm": 0},
+    "kinds": {"match": "*", "max_norm": 0},
+    "waivers": {"match": "*", "reason": "-"},
 }
 
 
@@ -52,15 +82,57 @@ def read_policy(path: Path) -> Policy:
 
     Errors: UsageError naming the file, the place in it, what was met and what is expected.
     """
-    document: dict[str, Any] | None = _document(path)
-    if path.name == PROJECT:
-        document = _section(document or {})
-        if document is None:
-            raise UsageError(f"{clean(str(path))} has no [tool.lipcheck]; write one with `lipcheck init MODEL`")
     try:
-        return _policy(document or {}, path)
+        return _policy(_written(path), path)
     except _Misfit as error:
         raise UsageError(f"{clean(str(path))}: {error}") from error
+
+
+def faults(path: Path) -> tuple[str, ...]:
+    """All that is wrong in the file, each with its place in it; nothing where `read_policy` reads it.
+
+    Errors: UsageError where the file holds no policy at all.
+    """
+    found = []
+    for part in _parts(_written(path)):
+        try:
+            _policy(part, path)
+        except _Misfit as error:
+            found.append(str(error))
+    return tuple(dict.fromkeys(found))
+
+
+def _parts(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Documents with one key of the whole each, at the place that it has there."""
+    for name, value in document.items():
+        if name in _STAND_INS and isinstance(value, list):
+            for index, entry in enumerate(value):
+                yield from ({name: [_STAND_INS[name]] * index + [one]} for one in _entry_parts(entry, _STAND_INS[name]))
+        elif name in KEYS and name not in _STAND_INS and isinstance(value, dict):
+            yield from ({name: {key: one}} for key, one in value.items())
+        else:
+            yield {name: value}
+
+
+def _entry_parts(entry: Any, valid: Mapping[str, Any]) -> Iterator[Any]:
+    """The entry with one of its keys each, beside those that it must have; as it is where they are missing."""
+    needed = {"match", "reason"} & set(valid)
+    if not isinstance(entry, dict) or not needed < set(entry):
+        yield entry
+        return
+    kept = {key: entry[key] for key in entry if key in needed}
+    yield from ({**kept, key: one} for key, one in entry.items() if key not in needed)
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """The policy's part of the document."""
+    document = _document(path)
+    if path.name != PROJECT:
+        return document
+    section = _section(document)
+    if section is None:
+        raise UsageError(f"{clean(str(path))} has no [tool.lipcheck]; write one with `lipcheck init MODEL`")
+    return section
 
 
 class _Misfit(Exception):
@@ -86,13 +158,8 @@ def _section(document: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _policy(document: Mapping[str, Any], path: Path) -> Policy:
-    _known(document, tuple(_TABLES), "")
+    _known(document, tuple(KEYS), "")
     network, baseline, skip = (_table(document, name) for name in ("network", "baseline", "skip"))
-    for index, waiver in _entries(document, "waivers"):
-        place = f"waivers[{index}]"
-        rule = _string(waiver, "rule", place, "*")
-        if rule != "*" and not any(_matches(rule, known) for known in RULES):
-            raise _Misfit(f"{place}.rule {rule!r} is no rule{_near(rule, tuple(RULES))}")
     return Policy(
         layers=(*_budgets(document, "layers"), *_budgets(document, "kinds")),
         max_log10_bound=_number(network, "max_log10_bound", "network", least=-math.inf),
@@ -110,10 +177,11 @@ def _policy(document: Mapping[str, Any], path: Path) -> Policy:
 def _budgets(document: Mapping[str, Any], table: str) -> Iterator[LayerBudget]:
     for index, given in _entries(document, table):
         place = f"{table}[{index}]"
+        match = _glob(given, place)
         if len(given) < 2:
-            raise _Misfit(f"{place} sets no budget; give one of {', '.join(_BUDGET[1:])}")
+            raise _Misfit(f"{place} sets no budget; give one of {', '.join(_BUDGET)}")
         yield LayerBudget(
-            _string(given, "match", place),
+            match,
             of_kind=table == "kinds",
             max_norm=_number(given, "max_norm", place),
             max_slack=_part(given, "max_slack", place),
@@ -122,12 +190,13 @@ def _budgets(document: Mapping[str, Any], table: str) -> Iterator[LayerBudget]:
 
 
 def _waiver(given: Mapping[str, Any], place: str) -> Waiver:
-    reason = _string(given, "reason", place)
+    match, reason = _glob(given, place), _string(given, "reason", place)
     if not reason.strip():
         raise _Misfit(f"{place}.reason is empty; a waiver says why")
-    return Waiver(
-        _string(given, "match", place), reason, _date(given, "expires", place), _string(given, "rule", place, "*")
-    )
+    rule = _string(given, "rule", place, "*")
+    if not any(fnmatchcase(known, rule) for known in RULES):
+        raise _Misfit(f"{place}.rule {rule!r} is no rule{_near(rule, tuple(RULES))}")
+    return Waiver(match, reason, _date(given, "expires", place), rule)
 
 
 # The parts of a document
@@ -149,7 +218,7 @@ def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     given = document.get(name, {})
     if not isinstance(given, dict):
         raise _Misfit(f"{name} is {_what(given)}; write a table [{name}]")
-    _known(given, _TABLES[name], name)
+    _known(given, tuple(KEYS[name]), name)
     return given
 
 
@@ -158,7 +227,7 @@ def _entries(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, Mapp
     if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
         raise _Misfit(f"{name} is {_what(given)}; write tables [[{name}]]")
     for index, one in enumerate(given, 1):
-        _known(one, _TABLES[name], f"{name}[{index}]")
+        _known(one, tuple(KEYS[name]), f"{name}[{index}]")
         yield index, one
 
 
@@ -177,6 +246,13 @@ def _what(value: Any) -> str:
 
 def _string(given: Mapping[str, Any], name: str, place: str, default: str | None = None) -> str:
     found: str = _of(given, name, place, lambda value: isinstance(value, str), "a text in quotes", default)
+    return found
+
+
+def _glob(given: Mapping[str, Any], place: str) -> str:
+    found = _string(given, "match", place)
+    if not found:
+        raise _Misfit(f"{place}.match is empty; give a glob like '*'")
     return found
 
 
@@ -204,6 +280,8 @@ def _part(given: Mapping[str, Any], name: str, place: str) -> float:
         return (_finite(value) and value >= 0) or (isinstance(value, str) and bool(_PERCENT.fullmatch(value)))
 
     found = _of(given, name, place, fits, 'a part, like "5%" or 0.05', math.inf)
+    if not isinstance(found, str) and 1 < found < math.inf:
+        raise _Misfit(f'{place}.{name} is {_what(found)}, {found:g} times the whole; write "{found:g}%" for per cent')
     return percent(found) if isinstance(found, str) else float(found)
 
 
@@ -242,12 +320,6 @@ def _date(given: Mapping[str, Any], name: str, place: str) -> datetime.date | No
     raise _Misfit(f"{place}.{name} is {_what(value)}; give a date, like 2030-12-31")
 
 
-def _matches(glob: str, name: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(name, glob)
-
-
 def _beside(policy: Path, file: str) -> str:
     """A path that the policy names, from the folder of the policy."""
     return str(policy.parent / Path(file).expanduser()) if file else ""
@@ -283,9 +355,10 @@ def first_policy(report: Report, command: str, *, project: bool = False) -> str:
     lines += [
         "",
         "# Against a report of an earlier release, written by `lipcheck baseline MODEL -o baseline.json`.",
-        f"[{prefix}baseline]",
+        "# With a budget for increases an audit is incomplete without one. Where no budget is set, --baseline sets 5%.",
+        f"# [{prefix}baseline]",
         '# file = "baseline.json"',
-        'max_increase = "5%"  # of any layer\'s norm; enclosures that overlap are no increase',
+        '# max_increase = "5%"  # of any layer\'s norm; enclosures that overlap are no increase',
     ]
     skipped = sorted({group.op for group in report.unsupported})
     if skipped:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lipcheck.bound import Bound
+from lipcheck.bound import Bound, Kind
 from lipcheck.codec import decode, encode
 from lipcheck.errors import MissingExtraError, UsageError
 
@@ -181,6 +181,13 @@ class Report:
             entry["largest_row"] |= _derived(table.largest_row)
         return document
 
+    @property
+    def kind(self) -> Kind:
+        """What the network's upper bound may be called: it is worth what the weakest layer bound in it is worth."""
+        kinds = {(layer.merged or layer.bound).kind for layer in self.layers if not layer.part}
+        weakest: tuple[Kind, ...] = ("estimate", "probabilistic")
+        return next((kind for kind in weakest if kind in kinds), "certified")
+
     def to_json(self, *, indent: int | None = 2) -> str:
         """The JSON document as ASCII text; equal reports give equal text."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
@@ -225,7 +232,7 @@ class Report:
             (*_row(layer), *(layer.compared[name].upper if name in layer.compared else None for name in names))
             for layer in self.layers
         ]
-        return pandas.DataFrame(rows, columns=[*_COLUMNS, *names])
+        return pandas.DataFrame(rows, columns=[*COLUMNS, *names])
 
     def __repr__(self) -> str:
         upper = self.network.log10_upper
@@ -273,7 +280,7 @@ def _row(layer: LayerReport) -> tuple[Any, ...]:
     )
 
 
-_COLUMNS = (
+COLUMNS = (
     *("layer", "op", "kind", "lower", "upper", "slack", "method", "bound_kind", "merged_lower", "merged_upper"),
     *("merged_with", "share", "kernel", "stride", "dilation", "groups", "in_channels", "out_channels"),
     *("padding_mode", "input_size", "output_size", "calls", "part", "slope", "slope_everywhere"),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -77,7 +78,7 @@ def applied(weight, groups, stride, dilation, padding, size, transposed, gain=No
         return None
 
 
-@settings(max_examples=40)
+@settings(max_examples=draws(40))
 @given(use=uses())
 def test_no_use_of_a_kernel_is_above_its_bound(use):
     exact = applied(*use)
@@ -88,7 +89,7 @@ def test_no_use_of_a_kernel_is_above_its_bound(use):
         assert bound.lower <= exact
 
 
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 @given(use=uses(), seed=st.integers(0, 10**6))
 def test_no_use_behind_a_batch_norm_is_above_its_bound(use, seed):
     weight, groups, *_, transposed = use
@@ -118,7 +119,7 @@ def test_a_kernel_whose_axes_agree_may_be_applied_either_way(shape):
 
 
 @pytest.mark.parametrize("cap", ["_MOST_TAPS", "_MOST_PRODUCTS", "_SHARE"])
-@settings(max_examples=10)
+@settings(max_examples=draws(10))
 @given(use=uses(), scale=st.sampled_from([0, 30, -30]))
 def test_bounds_without_a_symbol_hold_too(cap, use, scale):
     exact = applied(*use)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,14 +69,14 @@ def same_padded(weight: torch.Tensor, side: int, stride: int = 1) -> Convolution
     return Convolution(weight, (stride,) * 2, (1, 1), 1, (pad, pad), (side, side), (outputs, outputs))
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(convolutions(circular=True))
 def test_all_singular_values_by_fft_give_the_circular_norm(operator):
     exact = dense_norm(operator)
     assert methods.exact_fft(operator, MEMORY) == pytest.approx(exact, rel=1e-12, abs=1e-12)
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(convolutions(circular=True))
 def test_gram_iteration_bounds_the_circular_norm_by_a_root_of_the_rank(operator):
     exact = methods.exact_fft(operator, MEMORY)
@@ -84,14 +85,14 @@ def test_gram_iteration_bounds_the_circular_norm_by_a_root_of_the_rank(operator)
     assert exact * (1 - 1e-12) <= bound <= exact * rank ** (1 / 2**8) * (1 + 1e-12)
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(convolutions(circular=True))
 def test_dropping_the_stride_raises_the_norm(operator):
     whole = spectrum.unstrided(operator)
     assert methods.exact_fft(operator, MEMORY) <= methods.exact_fft(whole, MEMORY) * (1 + 1e-12)
 
 
-@settings(max_examples=50)
+@settings(max_examples=draws(50))
 @given(convolutions())
 def test_the_truth_is_the_dense_norm(operator):
     assert truth.true_norm(operator) == pytest.approx(dense_norm(operator), rel=truth.ACCURACY, abs=1e-12)
@@ -112,7 +113,7 @@ def test_the_truth_of_twin_peaks():
     assert truth.true_norm(operator) == pytest.approx(dense_norm(operator), rel=truth.ACCURACY)
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(convolutions())
 def test_taps_are_the_convolution_and_its_adjoint(operator):
     generator = torch.Generator().manual_seed(0)
@@ -206,7 +207,7 @@ def test_one_finite_axis_needs_another_axis():
     assert not method.applies(line)
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(convolutions(circular=True))
 def test_no_more_factorisations_are_needed_than_there_are_frequencies(operator):
     found = floor.count(operator)
@@ -224,7 +225,7 @@ def test_a_narrow_peak_leaves_most_frequencies_excluded():
     assert level.needed == level.all
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(st.integers(0, 1000), st.integers(1, 3))
 def test_what_a_factorisation_excludes_is_no_larger(seed, channels):
     # Norms off the grid obey the same inequality, so it is checked on a finer grid with the coarse one's supremum.

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +136,7 @@ def test_a_damaged_file_is_replaced(full, damage):
     assert again(full).contents().rows == len(ROWS)
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=20))
 def test_no_changed_byte_changes_a_row(tmp_path_factory, flips):
     folder = tmp_path_factory.mktemp("flipped")

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from draws import draws
 from hypothesis import given, settings
 from safetensors.torch import save_file
 from strategies import convolutions
@@ -318,7 +319,7 @@ def test_views_of_one_memory_are_different_weights(tmp_path):
 # Rows
 
 
-@settings(max_examples=30)
+@settings(max_examples=draws(30))
 @given(convolutions())
 def test_a_bound_and_its_proof_come_back_as_they_were(tmp_path_factory, convolution):
     bound = spectral_norm(convolution)

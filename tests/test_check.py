@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+from draws import draws
 from hypothesis import HealthCheck, Phase, given, settings
 from networks import (
     Function,
@@ -43,7 +44,7 @@ def upper(report: Report) -> float:
 
 
 # An audit takes half a second: shrinking a failure would take minutes.
-@settings(max_examples=35, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=draws(35), phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(convolutional_networks())
 def test_no_input_shows_more_than_the_bound_of_the_network(drawn: tuple[nn.Module, tuple[int, ...]]) -> None:
     module, shape = drawn

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import warnings
 from types import SimpleNamespace
 
@@ -58,10 +57,8 @@ def one_line(text: str) -> str:
     [["--help"], ["--version"], ["schema"], ["explain", "certified"], ["explain"], ["resnet50", "--json", "/no/x"]],
 )
 def test_answers_without_torch(arguments):
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", LOADED.format(arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, "torch was imported"
-    assert time.monotonic() - started < 5  # about 0.4 s on an idle machine
 
 
 def test_help_shows_the_model_every_option_and_the_commands(capsys, monkeypatch):

@@ -58,6 +58,7 @@ FLOORS = {
     "lipcheck.policy": 5,
     "lipcheck.policy_file": 5,
     "lipcheck.diff": 5,
+    "lipcheck.course": 5,
     "lipcheck.sources": 5,
     "lipcheck.explain": 5,
     "lipcheck.audit": 6,
@@ -80,6 +81,8 @@ FLOORS = {
     "lipcheck.options": 7,
     "lipcheck.asking": 7,
     "lipcheck.judging": 7,
+    "lipcheck.rescaling": 7,
+    "lipcheck.watching": 7,
     "lipcheck.cli": 7,
     "lipcheck": 8,  # __init__ and __main__ gather everything
 }
@@ -100,6 +103,7 @@ ONLY = {
         "lipcheck.diff",
         "lipcheck.verification",
         "lipcheck.coverage",
+        "lipcheck.course",
         "lipcheck.renderers",
     },
 }
@@ -115,7 +119,7 @@ NEVER_AT_THE_TOP = {"timm", "torchvision", "transformers", "pandas", "lightning"
 WITHOUT_TORCH = {
     *("cache", "proof", "methods", "notation", "errors", "bound", "text", "progress", "codec", "report"),
     *("diff", "policy", "policy_file"),
-    *("explain", "completion", "options", "coverage", "cli", "asking", "judging"),
+    *("explain", "completion", "options", "coverage", "cli", "asking", "judging", "watching", "rescaling", "course"),
     *(
         "__main__",
         "renderers.__init__",
@@ -127,10 +131,18 @@ WITHOUT_TORCH = {
     # A file is refused, and another process started, before torch is there.
     *("isolation", "sources.__init__", "sources.wording", "sources.header", "sources.archive", "sources.shards"),
     *("sources.names", "sources.memory", "sources.claims", "sources.wrappers"),
-    *("sources.config", "sources.vetting", "sources.targets", "sources.roles", "sources.values"),
+    *("sources.config", "sources.vetting", "sources.targets", "sources.roles", "sources.values", "sources.runs"),
     *("renderers.notebook", "renderers.files", "renderers.coverage", "__init__"),
     *("renderers.csv_table", "renderers.markdown", "renderers.junit", "renderers.sarif", "renderers.github"),
-    *("renderers.changes", "renderers.judgement", "renderers.page", "renderers.chart"),
+    *(
+        "renderers.changes",
+        "renderers.judgement",
+        "renderers.course",
+        "renderers.course_records",
+        "renderers.rescaled",
+        "renderers.page",
+        "renderers.chart",
+    ),
 }
 
 

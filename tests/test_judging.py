@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +101,9 @@ def test_the_policy_that_init_writes_is_passed_and_not_replaced(folder, capsys):
         (["audit", "w.safetensors", "--policy", "p.toml", "--output", "html"], "names no file"),
         (["audit", "w.safetensors", "--policy", "p.toml", "--output", "csv:no/x"], "cannot be written"),
         (["audit", "w.safetensors", "--policy", "p.toml", "--output", "csv:x", "--svg", "x"], "two outputs go to x"),
+        (["policy"], "there is no policy here; write one with `lipcheck init MODEL`"),
+        (["policy", "none.toml"], "none.toml: No such file"),
+        (["diff", "w.safetensors", "w.safetensors", "--output", "html:x"], "there are json, markdown"),
         (["diff", "w.safetensors"], "B is missing"),
         (["diff", "none.json", "w.safetensors"], "none.json: No such file"),
         (["diff", "w.safetensors", "w.safetensors", "--fail-on", "lots"], "is no percentage"),
@@ -115,6 +120,23 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_two(folder, capsys, words
     assert sorted(folder.iterdir()) == before
 
 
+def test_a_policy_is_checked_by_itself_without_torch(folder, capsys):
+    Path("lipcheck.toml").write_text(POLICY.format(2.5))
+    assert lipcheck("policy") == 0
+    assert capsys.readouterr().out.endswith("lipcheck.toml is a policy: budgets for layers 1, waivers 0\n")
+    Path("p.toml").write_text('[network]\nmax = 1\n[skip]\nlayers = "\x1b"\n'.replace("\x1b", "\\u001b"))
+    assert lipcheck("policy", "p.toml") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert all(line.startswith("lipcheck: error: p.toml: ") for line in lines)
+    assert "network.max is unknown" in lines[0]
+    assert "skip.layers is" in lines[1]
+    assert "\x1b" not in captured.err
+    script = "import sys; from lipcheck.cli import main; sys.exit(main(['policy']) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
 def test_two_reports_or_checkpoints_are_compared(folder, capsys):
     assert lipcheck("baseline", "w.safetensors", "-o", "old.json") == 0
     save_file({"small.weight": 2.2 * torch.eye(3), "new.weight": torch.eye(4)}, "v.safetensors")
@@ -126,6 +148,33 @@ def test_two_reports_or_checkpoints_are_compared(folder, capsys):
     assert lipcheck("diff", "old.json", "v.safetensors", "-q", "--fail-on", "+5%") == 1
     assert "small rose by more than +5%" in capsys.readouterr().err
     assert lipcheck("diff", "old.json", "v.safetensors", "-q", "--fail-on", "+15%") == 0
+
+
+def test_a_difference_is_written_as_json_and_markdown(folder, capsys):
+    assert lipcheck("baseline", "w.safetensors", "-o", "old.json") == 0
+    weights = {"small.weight": 2.2 * torch.eye(3), "<b>|`.weight": torch.eye(4), "large.weight": 3 * torch.eye(4)}
+    save_file(weights, "v.safetensors")
+    line = ("diff", "old.json", "v.safetensors", "-q", "--output", "markdown:changes.md")
+    assert lipcheck(*line, "--output", "json:changes.json", "--fail-on", "+5%") == 1
+    document = json.loads(Path("changes.json").read_text())
+    assert [(one["layer"], one["state"]) for one in document["layers"]] == [
+        *(("small", "raised"), ("<b>|`", "added"), ("large", "unchanged")),
+    ]
+    small, added = document["layers"][:2]
+    assert small["percent"] == pytest.approx(10, abs=0.1)
+    assert small["least_rise"] <= 0.1 + 1e-6
+    assert (added["before"], added["percent"], added["largest_rise"]) == (None, None, None)
+    assert document["counts"] == {"raised": 1, "added": 1, "unchanged": 1}
+    text = Path("changes.md").read_text()
+    assert text.startswith("# lipcheck: `w.safetensors` → `v.safetensors`\n")
+    assert "`small`" in text
+    assert "<b>|" not in text
+    assert "`large`" not in text
+    capsys.readouterr()
+    assert lipcheck("diff", "old.json", "v.safetensors", "-q", "--all", "--output", "markdown:-") == 0
+    alone = capsys.readouterr().out
+    assert alone.startswith("# lipcheck: ")
+    assert "`large`" in alone
 
 
 def test_overlapping_enclosures_are_never_a_regression(folder, capsys):
@@ -146,3 +195,17 @@ def test_github_is_told_where_it_runs(folder, capsys, monkeypatch):
     assert "large" in (folder / "summary.md").read_text()
     assert lipcheck("audit", "w.safetensors", "--policy", "p.toml", "--output", "json:-") == 1
     json.loads(capsys.readouterr().out)
+
+
+def test_a_reader_that_went_away_is_no_error(folder):
+    Path("p.toml").write_text(POLICY.format(3.5))
+    layers = {f"layer{index}.weight": torch.eye(2) for index in range(400)}  # more than a pipe holds
+    save_file(layers, "many.safetensors")
+    words = ["audit", "many.safetensors", "--policy", "p.toml", "--output", "json:-", "-q", "--no-isolate"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lipcheck", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    run.stdout.close()
+    _, told = run.communicate(timeout=300)
+    assert (run.returncode, told) == (0, "")

@@ -122,7 +122,7 @@ def audited(module: nn.Module, shape: tuple[int, ...]) -> Report:
 
 
 FINITE = [
-    pytest.param("convnext_atto", {}, 64, id="convnext_atto"),
+    pytest.param("convnext_atto", {}, 64, id="convnext_atto", marks=pytest.mark.slow),
     # Every kind of block that the whole network has, and one that repeats: what is left out is the same again.
     pytest.param("densenet121", {"block_config": (2, 3, 2, 2)}, 32, id="densenet", marks=pytest.mark.slow),
     pytest.param("resnet50", {"layers": (2, 1, 2, 1)}, 32, id="resnet", marks=pytest.mark.slow),

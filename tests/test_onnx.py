@@ -4,6 +4,7 @@ import math
 
 import numpy
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def convolutions(draw):
     return transposed, attributes, numbers(draw(st.integers(0, 999)), *shape), (1, inputs, *size)
 
 
-@settings(max_examples=25)
+@settings(max_examples=draws(25))
 @given(drawn=convolutions(), fixed=st.booleans())
 def test_no_convolution_is_above_its_bound(tmp_path_factory, drawn, fixed):
     transposed, attributes, weight, shape = drawn

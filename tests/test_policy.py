@@ -95,7 +95,31 @@ def test_increases_against_a_baseline(new, found):
     baseline = layered(linear("a", 1.05, 1.1))
     assert rules(layered(linear("a", *new)), Policy(max_layer_increase=0.1), baseline) == found
     assert rules(layered(linear("a", *new)), Policy(layers=(LayerBudget("a", max_increase=0.1),)), baseline) == found
-    assert rules(layered(linear("a", *new)), Policy(max_layer_increase=0.1)) == []
+    assert rules(layered(linear("a", *new)), Policy(max_layer_increase=0.1)) == ["increase-not-judged"]
+    other = layered(linear("b", 1.05, 1.1))
+    assert rules(layered(linear("a", *new)), Policy(max_layer_increase=0.1), other) == ["increase-not-judged"]
+
+
+def test_a_layer_of_another_shape_is_judged_by_its_norm():
+    baseline = layered(replace(linear("a", 1.9, 2.0), channels=(4, 4)))
+    grown, policy = layered(replace(linear("a", 9.0, 9.1), channels=(5, 5))), Policy(max_layer_increase=0.05)
+    assert rules(grown, policy, baseline) == ["layer-increase-violated"]
+    assert rules(layered(replace(linear("a", 1.9, 2.0), channels=(5, 5))), policy, baseline) == []
+
+
+def test_a_network_whose_layers_are_not_all_certified_is_not_proven():
+    sure = layered(linear("a", 1, 1), log10_upper=1.0)
+    unsure = replace(sure, layers=(replace(sure.layers[0], bound=Bound(1.0, 1.0, "m", "probabilistic")),))
+    policy = Policy(max_log10_bound=2.0)
+    assert rules(sure, policy) == []
+    assert rules(unsure, policy) == ["network-bound-not-proven"]
+    assert rules(unsure, Policy(require_finite=True)) == []
+
+
+def test_no_glob_waives_what_is_found_of_the_network():
+    report, policy = layered(log10_upper=2.1, lower=101.0), Policy(max_log10_bound=2.0)
+    waived = [judge(report, replace(policy, waivers=(Waiver(match, "why"),))).outcome for match in ("*", "network")]
+    assert waived == ["violated", "passed"]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +189,17 @@ def test_a_waiver_is_for_its_rule_and_its_layer():
 def test_a_budget_for_no_layer_is_told():
     judged = judge(layered(linear("a", 1, 1)), Policy(layers=(LayerBudget("b*", max_norm=1),)))
     assert ([f.rule for f in judged.findings], judged.outcome) == (["budget-unused"], "passed")
+
+
+def test_a_budget_that_is_near_to_a_kind_is_told_which():
+    report = layered(linear("a", 1, 1))
+    (found,) = judge(report, Policy(layers=(LayerBudget("Linear", of_kind=True, max_norm=9.0),))).findings
+    assert (found.severity, found.message.partition("; ")[2]) == ("warning", "did you mean linear?")
+
+
+def test_a_policy_from_a_file_that_judges_nothing_is_told():
+    assert rules(layered(), Policy(source="lipcheck.toml")) == ["no-budget"]
+    assert rules(layered(), Policy()) == []
 
 
 def test_a_violation_outweighs_what_is_incomplete_and_comes_first():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime
 import math
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import example_report
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lipcheck.bound import Bound
 from lipcheck.errors import UsageError
 from lipcheck.policy import LayerBudget, Waiver, judge
-from lipcheck.policy_file import find_policy, first_policy, percent, read_policy
+from lipcheck.policy_file import faults, find_policy, first_policy, percent, read_policy
 
 WHOLE = """
 [network]
@@ -92,10 +97,11 @@ def test_the_nearest_policy_is_found(tmp_path):
         ("[network]\nmax_log10_bound = nan\n", "give a number"),
         ("[network]\nrequire_finite = 1\n", "network.require_finite is 1; give true or false"),
         ("[network]\nmax_increase = '5'\n", 'give a part, like "5%" or 0.05'),
+        ("[network]\nmax_increase = 5\n", 'is 5, 5 times the whole; write "5%" for per cent'),
+        ("[[layers]]\nmatch = ''\nmax_norm = 1\n", r"layers\[1\].match is empty"),
         ("[network]\nmax_increase = -0.1\n", 'give a part, like "5%" or 0.05'),
         ("network = 3\n", r"network is 3; write a table \[network\]"),
         ("[layers]\nmatch = 'a'\n", r"write tables \[\[layers\]\]"),
-        ("[[layers]]\nmax_norm = 3\n", r"layers\[1\] sets no budget"),
         ("[[layers]]\nmax_norm = 3\nmax_slack = 1\n", r"layers\[1\] has no match"),
         ("[[layers]]\nmatch = 'a'\n", r"layers\[1\] sets no budget"),
         ("[[layers]]\nmatch = 'a'\nmax_norm = -1\n", r"layers\[1\].max_norm is -1; give a number from 0 on"),
@@ -150,7 +156,12 @@ def test_the_first_policy_is_one_that_the_report_passes(tmp_path, name, project)
     uncommented = (
         text.replace("# [[", "[[").replace("# match", "match").replace("# max_", "max_").replace("# rule", "rule")
     )
-    uncommented = uncommented.replace("# reason", "reason").replace("# expires", "expires").replace("# file", "file")
+    uncommented = (
+        uncommented.replace("# [", "[")
+        .replace("# reason", "reason")
+        .replace("# expires", "expires")
+        .replace("# file", "file")
+    )
     if "max_log10_bound = 12.0" not in uncommented:
         file.write_text(uncommented)
         read_policy(file)
@@ -162,3 +173,53 @@ def test_percentages():
     for text in ("5", "%", "-5%", "five%"):
         with pytest.raises(UsageError, match="no percentage"):
             percent(text)
+
+
+def test_every_fault_is_told_at_its_place(tmp_path):
+    file = tmp_path / "lipcheck.toml"
+    file.write_text(WHOLE)
+    assert faults(file) == ()
+    file.write_text(
+        "nets = 1\nskip = 3\n[network]\nmax_log10_bond = 1\nrequire_finite = 1\n"
+        '[[layers]]\nmatch = "a"\nmax_norm = 1\n[[layers]]\nmatch = "b"\nmax_norm = "x"\nmax_slack = -1\n'
+        '[[layers]]\nmax_norm = 1\nmax_slack = 1\n[[kinds]]\nmatch = "c"\n'
+        '[[waivers]]\nmatch = "d"\nreason = ""\nexpires = 3\n'
+    )
+    assert [fault.split()[0] for fault in faults(file)] == [
+        *("nets", "skip", "network.max_log10_bond", "network.require_finite"),
+        *("layers[2].max_norm", "layers[2].max_slack", "layers[3]", "kinds[1]", "waivers[1].reason"),
+    ]
+
+
+@given(
+    lines=st.lists(
+        st.sampled_from(WHOLE.strip().splitlines()).flatmap(
+            lambda line: st.tuples(
+                st.just(line), st.sampled_from(["", "= -1", '= "x"', "= []", "= true", "= 2030-01-01", "= {}", "z = 1"])
+            )
+        ),
+        max_size=3,
+    )
+)
+def test_there_are_faults_exactly_where_a_policy_cannot_be_read(lines):
+    text = WHOLE
+    for line, wrong in lines:
+        key, equals, _ = line.partition("=")
+        text = text.replace(line, f"{key}{wrong}" if equals and not wrong.startswith("z") else wrong, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "lipcheck.toml"
+        file.write_text(text)
+        message = refused(read_policy, file)
+        if unreadable := refused(faults, file):
+            assert unreadable == message
+        else:
+            assert (message.removeprefix(f"{file}: ") in faults(file)) if message else faults(file) == ()
+
+
+def refused(read: Callable[[Path], object], file: Path) -> str:
+    """Why the file is not read; "" where it is."""
+    try:
+        read(file)
+    except UsageError as error:
+        return str(error)
+    return ""

@@ -12,6 +12,7 @@ import pytest
 import reference
 import strategies
 import torch
+from draws import draws
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -100,7 +101,7 @@ def grid_proofs(draw: st.DrawFn, axes: int) -> Proof:
     )
 
 
-@settings(max_examples=80)
+@settings(max_examples=draws(80))
 @given(st.data())
 def test_nothing_below_the_norm_is_accepted(data):
     operator = data.draw(strategies.convolutions())
@@ -119,7 +120,7 @@ def test_nothing_below_the_norm_is_accepted(data):
         assert found is None or truth <= found * reference.slack(matrix)
 
 
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(strategies.convolutions(paddings=("same", "free")), st.data())
 def test_a_grid_is_accepted_just_above_its_largest_norm_and_refused_below(operator, data):
     operator = trimmed(operator)
@@ -138,7 +139,7 @@ def test_a_grid_is_accepted_just_above_its_largest_norm_and_refused_below(operat
     assert "is not proved at frequency" in problem(operator, replace(proof, mu=largest * (1 - 1e-6)), proof.mu)
 
 
-@settings(max_examples=100)
+@settings(max_examples=draws(100))
 @given(strategies.convolutions())
 def test_the_engines_bounds_are_accepted_and_lower_ones_are_not(operator):
     bound = spectral_norm(operator, Settings())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 
@@ -13,7 +13,7 @@ from lipcheck.diff import STATES, Difference, LayerChange, State
 from lipcheck.renderers import describe
 from lipcheck.renderers.judgement import shortened, wrapped
 from lipcheck.renderers.table import cut_path, marked
-from lipcheck.report import LayerReport, ModelSummary, NetworkReport
+from lipcheck.report import ModelSummary, NetworkReport
 from lipcheck.text import clean
 
 _SIGNS: dict[State, str] = {
@@ -55,7 +55,7 @@ def counts(difference: Difference) -> str:
     total = len(difference.layers)
     found = difference.counts
     parts = [f"{found[state]} {state}" for state in STATES if state in found]
-    return f"{total} layer{'' if total == 1 else 's'}{': ' if parts else ''}{', '.join(parts)}"
+    return f"{total} layer{describe.s(total)}{': ' if parts else ''}{', '.join(parts)}"
 
 
 def network(difference: Difference) -> str:
@@ -97,20 +97,6 @@ def signed(number: str) -> str:
     return number if number.startswith("-") else f"+{number}"
 
 
-def finder(difference: Difference | None) -> Callable[[LayerReport], LayerChange | None]:
-    """A function from a layer of the later report to its change, None where there is none."""
-    by_name: dict[tuple[str, str], list[LayerChange]] = {}
-    for change in difference.layers if difference else ():
-        by_name.setdefault((change.layer, change.part), []).append(change)
-
-    def find(layer: LayerReport) -> LayerChange | None:
-        named = by_name.get((layer.layer, layer.part), [])
-        same = (change for change in named if change.after is layer)
-        return next(same, None) or next((change for change in named if change.after == layer), None)
-
-    return find
-
-
 def _model(model: ModelSummary) -> str:
     return f"{clean(model.name)} · {clean(model.weights)}"
 
@@ -118,9 +104,7 @@ def _model(model: ModelSummary) -> str:
 def _power(network: NetworkReport) -> str:
     if not network.claimed:
         return "no bound claimed"
-    if math.isinf(network.log10_upper):
-        return "∞" if network.log10_upper > 0 else "0"
-    return f"10^{numbers.power_up(network.log10_upper)}"
+    return describe.power(network.log10_upper)
 
 
 def _table(shown: Sequence[LayerChange], width: int) -> list[str]:

@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 from lipcheck import numbers
 from lipcheck.bound import Bound
+from lipcheck.diff import applied
 from lipcheck.errors import MissingExtraError
 from lipcheck.renderers import describe
 from lipcheck.renderers.table import cut_middle, cut_path, marked, share_text
@@ -166,7 +167,7 @@ def steps(report: Report) -> list[Step]:
     """
     layers = [layer for layer in report.layers if not layer.part]
     if not has_shares(report):
-        return [Step(describe.path(layer), _log10(_applied(layer).upper), None) for layer in layers]
+        return [Step(describe.path(layer), numbers.log10(applied(layer).upper), None) for layer in layers]
     whole = report.network.log10_upper
     held = [(describe.path(layer), layer.share or 0.0, False) for layer in layers]
     held += [(clean(name), share, True) for name, share in report.network.elsewhere.items()]
@@ -224,7 +225,7 @@ def _subtitle(report: Report) -> str:
 
 def _stairs(report: Report, found: Sequence[Step], depth: _Axis, top: float) -> Iterator[Mark]:
     network = report.network
-    sampled = _log10(network.lower) if network.samples else -math.inf
+    sampled = numbers.log10(network.lower) if network.samples else -math.inf
     levels = [0.0]
     for step in found:
         levels.append(levels[-1] + step.log10)
@@ -357,7 +358,7 @@ def shown_enclosures(report: Report) -> list[LayerReport]:
     layers = [layer for layer in report.layers if not layer.part]
     if len(layers) <= _ROWS:
         return layers
-    size = {id(layer): abs(layer.share or 0.0) if has_shares(report) else _applied(layer).upper for layer in layers}
+    size = {id(layer): abs(layer.share or 0.0) if has_shares(report) else applied(layer).upper for layer in layers}
     chosen = {id(layer) for layer in sorted(layers, key=lambda layer: -size[id(layer)])[:_ROWS]}
     return [layer for layer in layers if id(layer) in chosen]
 
@@ -386,11 +387,11 @@ def enclosures(report: Report, width: int) -> Drawing:
 def _row_wide(layer: LayerReport, axis: _Axis, y: float, names: int, width: int) -> Iterator[Mark]:
     yield Words(8, y + 15, cut_path(describe.path(layer), names), "name")
     yield from _intervals(layer, axis, y + 4)
-    yield Words(width - 8, y + 15, _ends(_applied(layer)), "number", "end")
+    yield Words(width - 8, y + 15, _ends(applied(layer)), "number", "end")
 
 
 def _row_narrow(layer: LayerReport, axis: _Axis, y: float, width: int) -> Iterator[Mark]:
-    ends = _ends(_applied(layer))
+    ends = _ends(applied(layer))
     yield Words(8, y + 13, cut_path(describe.path(layer), int((width - 24) / _LETTER) - len(ends)), "name")
     yield Words(width - 8, y + 13, ends, "number", "end")
     yield from _intervals(layer, axis, y + 18)
@@ -404,7 +405,7 @@ def _intervals(layer: LayerReport, axis: _Axis, y: float) -> Iterator[Mark]:
 
 
 def _interval(bound: Bound, role: str, axis: _Axis, y: float, name: str) -> Box:
-    left, right = axis.kept(_log10(bound.lower)), axis.kept(_log10(bound.upper))
+    left, right = axis.kept(numbers.log10(bound.lower)), axis.kept(numbers.log10(bound.upper))
     missing = max(0.0, 4 - (right - left)) / 2
     role = "endless" if bound.upper == math.inf else role
     return Box(left - missing, y, right - left + 2 * missing, 6, role, f"{name}: {_ends(bound)}")
@@ -482,14 +483,6 @@ def _slots(count: int, depth: _Axis) -> list[tuple[int, int]]:
     """The layers in as many runs as there is room for; (first, past the last)."""
     slots = min(count, int((depth.end - depth.start) / _LEAST_SLOT))
     return [(count * slot // slots, count * (slot + 1) // slots) for slot in range(slots)]
-
-
-def _applied(layer: LayerReport) -> Bound:
-    return layer.merged or layer.bound
-
-
-def _log10(value: float) -> float:
-    return math.log10(value) if value > 0 else -math.inf
 
 
 # Drawings as SVG and as images.

@@ -10,22 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lipcheck import numbers
 from lipcheck.bound import Bound
-from lipcheck.diff import LayerChange
+from lipcheck.diff import LayerChange, finder
 from lipcheck.policy import Finding, Judgement
-from lipcheck.renderers import changes
 from lipcheck.renderers.judgement import about
-from lipcheck.report import LayerReport, Report
+from lipcheck.report import COLUMNS, LayerReport, Report
 from lipcheck.text import clean
 
 _DIGITS = 15  # what every spreadsheet keeps of a number
 # A sign that starts a formula, at the start of a cell or behind what another language's spreadsheet splits cells at.
 _FORMULA = re.compile(r'(^|[;,|\t\r\n])([\s"]*)(?=[=+\-@\t\r＝＋－＠])')
 
-_COLUMNS = (
-    *("layer", "op", "kind", "lower", "upper", "slack", "method", "bound_kind", "merged_lower", "merged_upper"),
-    *("merged_with", "share", "kernel", "stride", "dilation", "groups", "in_channels", "out_channels"),
-    *("padding_mode", "input_size", "output_size", "calls", "part", "slope", "slope_everywhere"),
-)
 _CHANGES = ("change", "baseline_lower", "baseline_upper", "change_percent", "change_log10")
 _FINDINGS = ("findings", "waived")
 
@@ -41,9 +35,9 @@ def text(report: Report, judgement: Judgement | None = None) -> str:
     """
     difference = judgement.difference if judgement else None
     methods = list(dict.fromkeys(name for layer in report.layers for name in layer.compared))
-    change = changes.finder(difference)
+    change = finder(difference)
     found = [about(findings) for findings in (judgement.active, judgement.waived)] if judgement else []
-    heading = [*_COLUMNS, *methods, *(_CHANGES if difference else ()), *(_FINDINGS if judgement else ())]
+    heading = [*COLUMNS, *methods, *(_CHANGES if difference else ()), *(_FINDINGS if judgement else ())]
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\n")
     table.writerow([cell(name) for name in heading])
@@ -66,7 +60,7 @@ def cell(words: str) -> str:
 
 def _row(layer: LayerReport) -> Iterator[str]:
     yield from map(cell, (layer.layer, layer.op, layer.kind))
-    yield from (_down(layer.bound), _upper(layer.bound), _up(layer.bound.slack))
+    yield from (_down(layer.bound), _upper(layer.bound), up(layer.bound.slack))
     yield from map(cell, (layer.bound.method, layer.bound.kind))
     yield from (_down(layer.merged), _upper(layer.merged), cell(layer.merged_with))
     yield "" if layer.share is None else repr(layer.share)
@@ -80,22 +74,28 @@ def _change(change: LayerChange | None) -> list[str]:
     if change is None:
         return [""] * len(_CHANGES)
     old, _ = change.bounds
-    return [change.state, _down(old), _upper(old), _up(change.percent), _up(change.log10)]
+    return [change.state, _down(old), _upper(old), up(change.percent), up(change.log10)]
 
 
 def _rules(findings: Iterable[Finding]) -> str:
     return " ".join(dict.fromkeys(finding.rule for finding in findings))
 
 
+def down(value: float) -> str:
+    """A lower end, rounded down to fifteen digits; nothing for nan."""
+    return "" if math.isnan(value) else _plain(value, numbers.down(value, digits=_DIGITS))
+
+
 def _down(bound: Bound | None) -> str:
-    return "" if bound is None else _plain(bound.lower, numbers.down(bound.lower, digits=_DIGITS))
+    return "" if bound is None else down(bound.lower)
 
 
 def _upper(bound: Bound | None) -> str:
-    return "" if bound is None else _up(bound.upper)
+    return "" if bound is None else up(bound.upper)
 
 
-def _up(value: float) -> str:
+def up(value: float) -> str:
+    """An upper end, rounded up to fifteen digits; nothing for nan."""
     return "" if math.isnan(value) else _plain(value, numbers.up(value, digits=_DIGITS))
 
 

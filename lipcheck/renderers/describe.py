@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from lipcheck import numbers
 from lipcheck.errors import UsageError
 from lipcheck.report import LayerReport, Report
 from lipcheck.text import clean, shape
 
+_PLAIN_BELOW = 6  # powers of ten under which the plain number stands beside the power
 SORTS = ("network", "name", "lower", "upper", "slack", "merged", "share")
 
 
@@ -39,6 +42,77 @@ def path(layer: LayerReport) -> str:
     """The layer's dotted path and which part of it the row is about, safe to print; (model) for the model itself."""
     whole = clean(layer.layer) or "(model)"
     return f"{whole} {clean(layer.part)}" if layer.part else whole
+
+
+def row_name(layer: LayerReport) -> str:
+    """The path with how often the layer is called, where that is more than once: encoder.attention ×12."""
+    return path(layer) + (f" ×{layer.calls}" if layer.calls > 1 else "")
+
+
+def lower(layer: LayerReport) -> str:
+    """The lower end; a dash where no norm is known to be attained, though some may be."""
+    return numbers.down(layer.bound.lower) if layer.bound.lower or not layer.bound.upper else "–"
+
+
+def slack(layer: LayerReport) -> str:
+    """How far apart the ends are, in per cent; a dash where no lower end is known."""
+    if layer.bound.lower == 0 and 0 < layer.bound.upper < math.inf:
+        return "–"
+    found = layer.bound.slack
+    return "∞" if math.isinf(found) else f"{numbers.percent_up(found)}%"
+
+
+def power(log10: float) -> str:
+    """An upper bound as a power of ten, rounded up.
+
+    >>> power(18.7301), power(-math.inf)
+    ('10^18.74', '0')
+    """
+    if math.isinf(log10):
+        return "∞" if log10 > 0 else "0"
+    return f"10^{numbers.power_up(log10)}"
+
+
+def power_and_plain(log10: float) -> str:
+    """The same, with the plain number beside it while people can read that.
+
+    >>> power_and_plain(2.5)
+    '10^2.50 (316.23)'
+    """
+    plain = f" ({numbers.plain_up(log10)})" if -300 < log10 < _PLAIN_BELOW else ""
+    return power(log10) + plain
+
+
+def model_facts(report: Report) -> list[str]:
+    """Where the model is from, its weights, how many parameters, its input and its output."""
+    model = report.model
+    facts = [model.source, model.weights, f"{model.parameters:,} parameters".replace(",", " ")]
+    facts += [f"input {shape(model.input_shape)}"] if model.input_shape else []
+    return facts + ([f"output {model.output}"] if model.output else [])
+
+
+def settings(report: Report) -> list[str]:
+    """With what the report was made, and how near its graph is to the model."""
+    run = report.run
+    facts = [f"tolerance {run.tolerance:g}", f"seed {run.seed}", f"{run.device}, {run.threads} thread{s(run.threads)}"]
+    if report.model.input_shape:
+        facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
+    return facts
+
+
+def versions(report: Report) -> list[str]:
+    """The libraries: torch 2.9.0."""
+    return [f"{library} {version}" for library, version in report.run.versions.items()]
+
+
+def stages(report: Report) -> list[str]:
+    """What took how long: capturing the graph 3.1 s."""
+    return [f"{stage} {seconds:.1f} s" for stage, seconds in report.run.seconds.items()]
+
+
+def s(count: int) -> str:
+    """The ending of a plural."""
+    return "" if count == 1 else "s"
 
 
 def scope(report: Report) -> str:
@@ -75,10 +149,7 @@ def heaviest(report: Report, count: int) -> list[LayerReport]:
 
 def claim(report: Report) -> str:
     """What the network's upper bound may be called: it is worth what the weakest layer bound in it is worth."""
-    kinds = {(layer.merged or layer.bound).kind for layer in report.layers if not layer.part}
-    if "estimate" in kinds:
-        return "estimated upper"
-    return "probable upper" if "probabilistic" in kinds else "certified upper"
+    return {"estimate": "estimated", "probabilistic": "probable", "certified": "certified"}[report.kind] + " upper"
 
 
 def _ordered(layers: Sequence[LayerReport], sort: str) -> list[LayerReport]:

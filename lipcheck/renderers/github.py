@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: the name is that of a function.
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import IO
 
@@ -68,9 +67,7 @@ def _annotation(finding: Finding) -> str:
 
 
 def _more(findings: Sequence[Finding]) -> str:
-    counts = Counter(finding.severity for finding in findings)
-    parts = (f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items())
-    return f"and {', '.join(parts)} more; the job's summary and the report have them all"
+    return f"and {', '.join(verdicts.counts(findings))} more; the job's summary and the report have them all"
 
 
 def _command(severity: Severity, title: str, message: str) -> str:

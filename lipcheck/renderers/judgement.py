@@ -29,11 +29,16 @@ def text(judgement: Judgement, width: int) -> str:
 
 def summary(judgement: Judgement) -> str:
     """The verdict and how many findings of each sort there are: violated: 1 error, 2 warnings, 1 waived."""
-    counts = Counter(finding.severity for finding in judgement.active)
-    parts = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items()]
+    parts = counts(judgement.active)
     parts += [f"{len(judgement.waived)} waived"] if judgement.waived else []
     policy = f" ({clean(PurePath(judgement.policy.source).name)})" if judgement.policy.source else ""
     return f"{judgement.outcome}: {', '.join(parts) or 'no findings'}{policy}"
+
+
+def counts(findings: Iterable[Finding]) -> list[str]:
+    """How many of each severity: 1 error, 2 warnings."""
+    found = Counter(finding.severity for finding in findings)
+    return [f"{count} {severity}{describe.s(count)}" for severity, count in found.items()]
 
 
 def subject(finding: Finding) -> str:

@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 from xml.etree import ElementTree
 
 from lipcheck import numbers
-from lipcheck.diff import LayerChange, applied
+from lipcheck.diff import LayerChange, applied, finder
 from lipcheck.policy import NETWORK, RULES, Finding, Judgement, LayerBudget, Policy, judge
-from lipcheck.renderers import changes, describe
+from lipcheck.renderers import describe
 from lipcheck.renderers import judgement as verdicts
 from lipcheck.report import LayerReport, Report
 from lipcheck.text import clean
@@ -68,7 +68,7 @@ def _suites(report: Report, judged: Judgement) -> Iterator[tuple[str, list[_Case
     budgeted = [layer for layer in report.layers if not layer.part and not _skipped(layer, policy)]
     norms = [layer for layer in budgeted if _limited(layer, policy, "max_norm")]
     slacks = [layer for layer in budgeted if _limited(layer, policy, "max_slack")]
-    changed = changes.finder(judged.difference)
+    changed = finder(judged.difference)
     rises = [
         layer
         for layer in budgeted
@@ -77,11 +77,12 @@ def _suites(report: Report, judged: Judgement) -> Iterator[tuple[str, list[_Case
     ]
     yield "norm", _layer_cases(norms, _of(judged, "layer-norm"))
     yield "slack", _layer_cases(slacks, _of(judged, "layer-slack"))
-    yield "increase", _layer_cases(rises, _of(judged, "layer-increase"))
+    unjudged = _told(_of(judged, "increase-not-judged"), "")
+    yield "increase", [*_layer_cases(rises, _of(judged, "layer-increase")), *unjudged]
     yield "network", _network_cases(judged)
     yield "operations", _told(_of(judged, "unsupported"), _BOUNDED if report.network.claimed else "")
     yield "run", _told(_of(judged, "not-finished"), "the audit finished")
-    yield "policy", _told(_of(judged, "waiver", "budget"), "")
+    yield "policy", _told(_of(judged, "waiver", "budget", "no-budget"), "")
 
 
 def _of(judged: Judgement, *prefixes: str) -> list[Finding]:
@@ -94,7 +95,7 @@ def _skipped(layer: LayerReport, policy: Policy) -> bool:
 
 def _compared(change: LayerChange | None) -> bool:
     """Whether the baseline has the same layer, so that there is a rise to judge."""
-    return change is not None and change.before is not None and change.state != "reshaped"
+    return change is not None and change.before is not None
 
 
 def _limited(layer: LayerReport, policy: Policy, what: str) -> bool:

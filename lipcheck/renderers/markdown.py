@@ -16,7 +16,6 @@ from lipcheck.renderers import changes, describe
 from lipcheck.renderers import judgement as verdicts
 from lipcheck.renderers.table import marked, share_text, slope_text
 from lipcheck.report import LayerReport, Report
-from lipcheck.text import shape
 
 _LONGEST_NAME, _LONGEST_PROSE = 200, 2000  # characters
 _LAYERS_NAMED = 6
@@ -60,6 +59,14 @@ def text(report: Report, judgement: Judgement | None = None, *, most: int | None
     if most is None or len(whole.encode()) < most:
         return whole
     return _cut(_joined(_fitted(sections, most)), most)
+
+
+def difference(found: Difference, *, every: bool = False) -> str:
+    """Two reports compared: the networks, the counts, and the layers that moved, with `every` all of them."""
+    sections = [_Section((f"# lipcheck: {code(found.before.name)} → {code(found.after.name)}",))]
+    sections += [_Section((f"{when}: {prose(model.weights)}",))
+                 for when, model in (("Before", found.before), ("After", found.after))]  # fmt: skip
+    return _joined([*sections, *_changes(found, every=every)])
 
 
 def code(name: str) -> str:
@@ -120,10 +127,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _heading(report: Report) -> Iterator[_Section]:
     model = report.model
-    facts = [model.source, model.weights, f"{model.parameters:,} parameters".replace(",", " ")]
-    facts += [f"input {shape(model.input_shape)}"] if model.input_shape else []
-    facts += [f"output {model.output}"] if model.output else []
-    yield _Section((f"# lipcheck: {code(model.name)}", "", " · ".join(map(prose, facts))))
+    yield _Section((f"# lipcheck: {code(model.name)}", "", " · ".join(map(prose, describe.model_facts(report)))))
     if model.weights.startswith("random"):
         yield _Section(("**Random weights: the figures say nothing about a trained network.**",))
     for note in model.notes:
@@ -146,8 +150,12 @@ def _difference(difference: Difference) -> Iterator[_Section]:
     before = difference.before
     facts = f"{code(before.name)} ({prose(before.weights)})"
     yield _Section(("## Difference to the baseline", "", f"Baseline: {facts}"))
+    yield from _changes(difference)
+
+
+def _changes(difference: Difference, *, every: bool = False) -> Iterator[_Section]:
     yield _Section((f"Network: {prose(changes.network(difference))}", "", f"{prose(changes.counts(difference))}"))
-    rows = tuple(_row(_change(change)) for change in changes.listed(difference))
+    rows = tuple(_row(_change(change)) for change in changes.listed(difference, every=every))
     if rows:
         headings = ("layer", "before", "after", "change", "log10", "state")
         yield _Section(_table(headings, "lrrrrl"), rows, "changes", rank=1)
@@ -184,9 +192,9 @@ def _columns(report: Report) -> list[_Column]:
         ("layer", "l", lambda layer: code(describe.path(layer)) + (f" ×{layer.calls}" if layer.calls > 1 else "")),
         ("operator", "l", lambda layer: prose(describe.operator(layer))),
         ("input", "r", describe.input_size),
-        ("lower", "r", lambda layer: numbers.down(layer.bound.lower)),
+        ("lower", "r", describe.lower),
         ("upper", "r", lambda layer: prose(marked(layer.bound))),
-        ("slack", "r", _slack),
+        ("slack", "r", describe.slack),
     ]
     if any(layer.merged for layer in layers):
         found.append(("merged", "r", lambda layer: prose(marked(layer.merged)) if layer.merged else ""))
@@ -195,11 +203,6 @@ def _columns(report: Report) -> list[_Column]:
     if any(layer.share is not None for layer in layers):
         found.append(("share", "r", lambda layer: "" if layer.part else share_text(layer.share)))
     return found
-
-
-def _slack(layer: LayerReport) -> str:
-    slack = layer.bound.slack
-    return "∞" if math.isinf(slack) else f"{numbers.percent_up(slack)}%"
 
 
 def _network(report: Report) -> Iterator[_Section]:
@@ -211,20 +214,14 @@ def _network(report: Report) -> Iterator[_Section]:
     if network.domain:
         yield _Section((f"On the domain {prose(network.domain)}",))
     rows = [
-        (f"{describe.claim(report)}, {describe.scope(report)}", _power(network.log10_upper)),
-        ("plain product", _power(network.log10_product)),
+        (f"{describe.claim(report)}, {describe.scope(report)}", describe.power(network.log10_upper)),
+        ("plain product", describe.power(network.log10_product)),
     ]
     if network.samples:
         rows.append((f"largest Jacobian norm at {network.samples} sampled inputs", numbers.down(network.lower)))
     yield _Section(_table(("Euclidean norms", "output change per input change"), "lr") + tuple(map(_row, rows)))
     if network.log10_upper == math.inf:
         yield _Section((f"**No finite bound**: {prose(network.reason or 'a layer has none')}",))
-
-
-def _power(log10: float) -> str:
-    if math.isinf(log10):
-        return "∞" if log10 > 0 else "0"
-    return f"10^{numbers.power_up(log10)}"
 
 
 def _unsupported(report: Report) -> Iterator[_Section]:
@@ -265,5 +262,4 @@ def _run(report: Report) -> Iterator[_Section]:
         yield _Section(("## The run", ""), notes, "notes", rank=2)
     run = report.run
     facts = [f"tolerance {run.tolerance:g}", f"seed {run.seed}", run.device]
-    facts += [f"{library} {version}" for library, version in run.versions.items()]
-    yield _Section((" · ".join(map(prose, facts)),))
+    yield _Section((" · ".join(map(prose, [*facts, *describe.versions(report)])),))

@@ -72,9 +72,8 @@ def _table(report: Report) -> list[str]:
 
 
 def _row(layer: LayerReport) -> str:
-    calls = f" ×{layer.calls}" if layer.calls > 1 else ""
     cells = (
-        *(describe.path(layer) + calls, describe.operator(layer), describe.input_size(layer)),
+        *(describe.row_name(layer), describe.operator(layer), describe.input_size(layer)),
         *(numbers.down(layer.bound.lower), marked(layer.bound), numbers.percent_up(layer.bound.slack)),
         *(marked(layer.merged) if layer.merged else "", slope_text(layer.slope)),
         "" if layer.part else share_text(layer.share),

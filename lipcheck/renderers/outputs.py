@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from lipcheck.diff import Difference
 from lipcheck.errors import UsageError
 from lipcheck.policy import Judgement
 from lipcheck.renderers import chart, csv_table, document, files, junit, markdown, page, sarif
@@ -25,6 +25,11 @@ FORMATS: dict[str, Write] = {
     "svg": lambda report, _: chart.svg(report),
     "png": lambda report, _: chart.png(report),
 }
+# Those of two reports compared. The second argument says whether unchanged layers are listed where people read.
+DIFFERENCES: dict[str, Callable[[Difference, bool], str]] = {
+    "json": lambda difference, _: document.difference(difference),
+    "markdown": lambda difference, every: markdown.difference(difference, every=every),
+}
 STANDARD_OUTPUT = "-"
 
 
@@ -41,12 +46,12 @@ class Output:
         return None if self.file == STANDARD_OUTPUT else Path(self.file).expanduser()
 
 
-def read_outputs(texts: Sequence[str]) -> tuple[Output, ...]:
-    """What `--output KIND:FILE` says, each; the files can be written now.
+def read_outputs(texts: Sequence[str], formats: Collection[str] = tuple(FORMATS)) -> tuple[Output, ...]:
+    """What `--output KIND:FILE` says, each, in one of the formats; the files can be written now.
 
     Errors: UsageError for a kind that there is not, for two outputs to one place; OutputError.
     """
-    found = tuple(_read(text) for text in texts)
+    found = tuple(_read(text, formats) for text in texts)
     places = [str(output.path.resolve()) if output.path is not None else STANDARD_OUTPUT for output in found]
     for index, place in enumerate(places):
         if place in places[:index]:
@@ -57,13 +62,14 @@ def read_outputs(texts: Sequence[str]) -> tuple[Output, ...]:
     return found
 
 
-def _read(text: str) -> Output:
+def _read(text: str, formats: Collection[str]) -> Output:
     kind, colon, file = text.partition(":")
     if kind == "md":
         kind = "markdown"
-    if kind not in FORMATS:
-        near = get_close_matches(kind, FORMATS, n=1)
-        hint = f"; did you mean {near[0]}:{clean(file) or 'FILE'}?" if near and colon else f"; there are {_listed()}"
+    if kind not in formats:
+        near = get_close_matches(kind, formats, n=1)
+        known = f"; there are {', '.join(formats)}"
+        hint = f"; did you mean {near[0]}:{clean(file) or 'FILE'}?" if near and colon else known
         raise UsageError(f"the output {clean(text)!r} has no format that lipcheck writes{hint}")
     if not file:
         raise UsageError(f"the output {clean(text)!r} names no file; write it like {kind}:report.{kind}")
@@ -72,17 +78,20 @@ def _read(text: str) -> Output:
     return Output(kind, file)
 
 
-def _listed() -> str:
-    return ", ".join(FORMATS)
-
-
-def write(output: Output, report: Report, judgement: Judgement | None = None) -> None:
-    """The report in the output's format, in its file whole or not at all.
+def write(output: Output, report: Report, judgement: Judgement | None, stdout: Callable[[str], None]) -> None:
+    """The report in the output's format, in its file whole or not at all; what goes to no file is given to `stdout`.
 
     Errors: OutputError; MissingExtraError where a format needs a library that is not installed.
     """
-    content = FORMATS[output.kind](report, judgement)
+    put(output, FORMATS[output.kind](report, judgement), stdout)
+
+
+def put(output: Output, content: str | bytes, stdout: Callable[[str], None]) -> None:
+    """The content in the output's file, whole or not at all; what goes to no file is given to `stdout`.
+
+    Errors: OutputError.
+    """
     if output.path is not None:
         files.write_atomically(output.path, content)
     else:
-        sys.stdout.write(content if isinstance(content, str) else content.decode())
+        stdout(content if isinstance(content, str) else content.decode())

@@ -25,20 +25,19 @@ from lipcheck.renderers import changes, chart, describe
 from lipcheck.renderers import judgement as verdicts
 from lipcheck.renderers.table import marked, share_text, slope_text
 from lipcheck.report import LayerReport, NetworkReport, Report
-from lipcheck.text import clean, shape
+from lipcheck.text import clean
 
 _FINDINGS = 200  # findings, changes and names that are listed at most, each
 _NAMED = 12
 _LONGEST = 300  # characters of a name
-_PLAIN_BELOW = 6
 
 
 def text(report: Report, judgement: Judgement | None = None) -> str:
     """The whole page. It needs no network, and without its script it only does not sort and filter."""
     return _template().render(
         report=report,
-        facts=_facts(report),
-        run=_run(report),
+        facts=[*describe.model_facts(report), *describe.versions(report)],
+        run=[*describe.settings(report), *describe.stages(report)],
         verdict=None if judgement is None else _verdict(judgement),
         difference=_difference(judgement.difference) if judgement and judgement.difference else None,
         network=_network(report),
@@ -91,26 +90,6 @@ def _layer(layer: str) -> str:
     return verdicts.shortened(layer, _LONGEST) or "(model)"
 
 
-def _facts(report: Report) -> list[str]:
-    model = report.model
-    facts = [model.source, model.weights, f"{_thousands(model.parameters)} parameters"]
-    facts += [f"input {shape(model.input_shape)}"] if model.input_shape else []
-    facts += [f"output {model.output}"] if model.output else []
-    return facts + [f"{library} {version}" for library, version in report.run.versions.items()]
-
-
-def _run(report: Report) -> list[str]:
-    run = report.run
-    facts = [
-        f"tolerance {run.tolerance:g}",
-        f"seed {run.seed}",
-        f"{run.device}, {run.threads} thread{'' if run.threads == 1 else 's'}",
-    ]
-    if report.model.input_shape:
-        facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
-    return facts + [f"{stage} {seconds:.1f} s" for stage, seconds in run.seconds.items()]
-
-
 def _verdict(judgement: Judgement) -> dict[str, Any]:
     return {
         "outcome": judgement.outcome,
@@ -154,12 +133,13 @@ def _least(rise: float) -> str:
 
 def _network(report: Report) -> dict[str, Any]:
     network = report.network
-    sampled = f"at {network.samples} sampled input{'' if network.samples == 1 else 's'}"
+    sampled = f"at {network.samples} sampled input{describe.s(network.samples)}"
+    power = describe.power_and_plain
     figures = [
-        (describe.claim(report), _power(network.log10_upper), describe.scope(report)),
-        *((f"… before: {step.name}", _power(step.log10_before), _gain(step.log10_before - step.log10_after))
+        (describe.claim(report), power(network.log10_upper), describe.scope(report)),
+        *((f"… before: {step.name}", power(step.log10_before), _gain(step.log10_before - step.log10_after))
           for step in reversed(network.tightening)),
-        ("plain product", _power(network.log10_product), "each operation alone"),
+        ("plain product", power(network.log10_product), "each operation alone"),
         ("sampled lower", numbers.down(network.lower) if network.samples else "–",
          f"largest Jacobian norm {sampled}" if network.samples else "no input was sampled"),
     ]  # fmt: skip
@@ -176,13 +156,6 @@ def _trouble(network: NetworkReport) -> str:
 
 def _gain(log10: float) -> str:
     return f"10^{log10:.2f} higher" if math.isfinite(log10) else ""
-
-
-def _power(log10: float) -> str:
-    if math.isinf(log10):
-        return "∞" if log10 > 0 else "0"
-    plain = f" ({numbers.plain_up(log10)})" if -300 < log10 < _PLAIN_BELOW else ""
-    return f"10^{numbers.power_up(log10)}{plain}"
 
 
 def _charts(report: Report) -> dict[str, Markup]:
@@ -220,9 +193,9 @@ def _columns(report: Report) -> list[Column]:
         column("layer", "layer", _name, lambda layer: _name(layer), number=False),
         column("operator", "operator", describe.operator, describe.operator, number=False),
         column("input", "input", describe.input_size, lambda layer: math.prod(layer.input_size), number=True),
-        column("lower", "lower", _lower, lambda layer: layer.bound.lower),
+        column("lower", "lower", describe.lower, lambda layer: layer.bound.lower),
         column("upper", "upper", lambda layer: marked(layer.bound), lambda layer: layer.bound.upper),
-        column("slack", "slack", _slack, lambda layer: layer.bound.slack),
+        column("slack", "slack", describe.slack, lambda layer: layer.bound.slack),
     ]
     for place, name in enumerate(dict.fromkeys(name for layer in layers for name in layer.compared)):
         found.append(column(f"compared{place}", name, *_of(partial(_compared, name))))
@@ -260,20 +233,7 @@ def _row(layer: LayerReport, columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def _name(layer: LayerReport) -> str:
-    calls = f" ×{layer.calls}" if layer.calls > 1 else ""
-    return verdicts.shortened(describe.path(layer), _LONGEST) + calls
-
-
-def _lower(layer: LayerReport) -> str:
-    """A dash where no norm is known to be attained, though some may be."""
-    return numbers.down(layer.bound.lower) if layer.bound.lower or not layer.bound.upper else "–"
-
-
-def _slack(layer: LayerReport) -> str:
-    if layer.bound.lower == 0 and 0 < layer.bound.upper < math.inf:
-        return "–"
-    slack = layer.bound.slack
-    return "∞" if math.isinf(slack) else f"{numbers.percent_up(slack)}%"
+    return verdicts.shortened(describe.row_name(layer), _LONGEST)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -282,7 +242,3 @@ def _named(names: Sequence[str]) -> str:
     more = len(different) - _NAMED
     shown = ", ".join(_layer(clean(name)) for name in different[:_NAMED])
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _thousands(count: int) -> str:
-    return f"{count:,}".replace(",", " ")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
+from lipcheck import numbers
 from lipcheck.policy import NETWORK, RULES, Finding, Judgement, Policy, Rule, judge
 from lipcheck.renderers import describe
 from lipcheck.renderers import judgement as verdicts
@@ -48,7 +48,7 @@ def _run(report: Report, judged: Judgement) -> dict[str, Any]:
         "model": clean(report.model.name),
         "weights": clean(report.model.weights),
         "layers": len(report.layers),
-        "log10Upper": _finite(network.log10_upper),
+        "log10Upper": numbers.finite(network.log10_upper),
         "outcome": judged.outcome,
     }
     return {
@@ -86,7 +86,7 @@ def _results(judged: Judgement) -> Iterator[dict[str, Any]]:
 
 
 def _result(finding: Finding, fingerprint: str, file: str) -> dict[str, Any]:
-    figures = {"measured": _finite(finding.measured), "limit": _finite(finding.limit)}
+    figures = {"measured": numbers.finite(finding.measured), "limit": numbers.finite(finding.limit)}
     result: dict[str, Any] = {
         "ruleId": finding.rule,
         "ruleIndex": _NUMBERS[finding.rule],
@@ -139,7 +139,3 @@ def _uri(policy: Policy) -> str:
 def _fingerprint(finding: Finding) -> str:
     subject = json.dumps([finding.rule, finding.subject])
     return hashlib.sha256(subject.encode()).hexdigest()
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

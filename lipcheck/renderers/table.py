@@ -6,7 +6,6 @@ the bar shortens, the input sizes go, names are cut in the middle; numbers go la
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +65,8 @@ def cut_middle(text: str, width: int) -> str:
         return _ELLIPSIS[:width]
     head = (width - 1) // 2
     kept = set_cell_size(text, head)
-    tail = text
+    # No character is wider than two cells, and few have none.
+    tail = text[-4 * width :]
     while cell_len(tail) > width - 1 - head:
         tail = tail[1:]
     return f"{kept}{_ELLIPSIS}{tail}"
@@ -132,12 +132,12 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
         return Column(name, heading, cells, max(map(cell_len, (heading, *cells))), right, style)
 
     found = [
-        column("layer", "layer", _name, False, "cyan"),
+        column("layer", "layer", describe.row_name, False, "cyan"),
         column("operator", "operator", describe.operator, False),
         column("input", "input", describe.input_size, True, "dim"),
-        column("lower", "lower", _lower, True),
+        column("lower", "lower", describe.lower, True),
         column("upper", "upper", lambda layer: marked(layer.bound), True, "bold"),
-        column("slack", "slack", _slack, True, "dim"),
+        column("slack", "slack", describe.slack, True, "dim"),
     ]
     for name in dict.fromkeys(name for layer in layers for name in layer.compared):
         found.append(column(name, name, partial(_compared, name), True))
@@ -153,24 +153,8 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
     return found
 
 
-def _name(layer: LayerReport) -> str:
-    return describe.path(layer) + (f" ×{layer.calls}" if layer.calls > 1 else "")
-
-
 def _compared(name: str, layer: LayerReport) -> str:
     return marked(layer.compared[name]) if name in layer.compared else "–"
-
-
-def _lower(layer: LayerReport) -> str:
-    """A dash where no norm is known to be attained, though some may be."""
-    return numbers.down(layer.bound.lower) if layer.bound.lower or not layer.bound.upper else "–"
-
-
-def _slack(layer: LayerReport) -> str:
-    slack = layer.bound.slack
-    if layer.bound.lower == 0 and 0 < layer.bound.upper < math.inf:
-        return "–"
-    return "∞" if math.isinf(slack) else f"{numbers.percent_up(slack)}%"
 
 
 # What gives way, in this order, and how far: a floor of 0 drops the column; "gap" is the space between columns.

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from lipcheck import numbers
 from lipcheck.renderers import describe
 from lipcheck.renderers.table import cut_path, layer_table, marked, share_text
 from lipcheck.report import NetworkReport, Report, UnsupportedOperation
-from lipcheck.text import clean, shape
+from lipcheck.text import clean
 
 WIDTH_OF_FILES = 160  # where no terminal and no COLUMNS says otherwise: names whole, one line a layer
-_PLAIN_BELOW = 6  # powers of ten under which the plain number stands beside the power
 _NEGLIGIBLE = 5e-4
 _HEAVIEST = 5
 _LAYERS_NAMED = 6
@@ -50,7 +49,8 @@ class render:
         yield Text()
         for note in self.report.run.notes:
             yield from _facts(clean(note).split(" "), width, "dim", between=" ")
-        yield from _facts(_run(self.report), width, "dim")
+        run = (*describe.settings(self.report), *describe.versions(self.report), *describe.stages(self.report))
+        yield from _facts(run, width, "dim")
 
     def _table(self, width: int) -> Iterator[Text]:
         shown = describe.chosen(self.report, sort=self.sort, top=self.top, layers=self.layers)
@@ -88,12 +88,18 @@ def print_report(
 
     The width is the terminal's; in a file or a pipe it is COLUMNS, or 160 columns where that is unset.
     """
+    print_lines([render(report, sort=sort, top=top, layers=layers)], file=file, width=width)
+
+
+def print_lines(lines: Iterable[RenderableType], *, file: IO[str] | None = None, width: int | None = None) -> None:
+    """The lines on `file`, as `print_report` prints a report."""
     console = Console(file=file, width=width, markup=False, emoji=False, highlight=False, force_jupyter=False)
     if width is None and not console.is_terminal and "COLUMNS" not in console._environ:
         console.width = WIDTH_OF_FILES
     # Captured and written by hand, so that a broken pipe is the caller's to see.
     with console.capture() as captured:
-        console.print(render(report, sort=sort, top=top, layers=layers), crop=False)
+        for line in lines:
+            console.print(line, crop=False)
     console.file.write(captured.get())
 
 
@@ -107,13 +113,8 @@ def to_text(report: Report, *, width: int = WIDTH_OF_FILES) -> str:
 
 def _heading(report: Report, width: int) -> Iterator[Text]:
     model = report.model
-    facts = [model.source, model.weights, f"{_thousands(model.parameters)} parameters"]
-    if model.input_shape:
-        facts.append(f"input {shape(model.input_shape)}")
-    if model.output:
-        facts.append(f"output {model.output}")
     yield Text(clean(model.name), style="bold")
-    yield from _facts(facts, width)
+    yield from _facts(describe.model_facts(report), width)
     if model.weights.startswith("random"):
         weights = clean(model.weights).replace("random", "random weights", 1)
         yield Text(f"{weights}: the figures say nothing about a trained network", style="bold yellow")
@@ -180,10 +181,10 @@ def _network(report: Report, width: int) -> Iterator[Text]:
     )
     sampled = "no input was sampled"
     if network.samples:
-        sampled = f"largest Jacobian norm at {network.samples} sampled input{_s(network.samples)}"
+        sampled = f"largest Jacobian norm at {network.samples} sampled input{describe.s(network.samples)}"
     rows = (
-        (describe.claim(report), _power(network.log10_upper), _beside(network)),
-        ("plain product", _power(network.log10_product), _gain(network)),
+        (describe.claim(report), describe.power_and_plain(network.log10_upper), _beside(network)),
+        ("plain product", describe.power_and_plain(network.log10_product), _gain(network)),
         ("sampled lower", numbers.down(network.lower) if network.samples else "–", sampled),
     )
     longest = max(len(value) for _, value, _ in rows)
@@ -209,13 +210,6 @@ def _holders(report: Report, width: int) -> Iterator[Text]:
         yield Text(f"  {share_text(share):>6}  ").append(cut_path(name, width - 10), style="cyan")
 
 
-def _power(log10: float) -> str:
-    if math.isinf(log10):
-        return "∞" if log10 > 0 else "0"
-    plain = f" ({numbers.plain_up(log10)})" if -300 < log10 < _PLAIN_BELOW else ""
-    return f"10^{numbers.power_up(log10)}{plain}"
-
-
 def _beside(network: NetworkReport) -> str:
     return "the output does not depend on the input" if network.log10_upper == -math.inf else ""
 
@@ -230,7 +224,7 @@ def _unsupported(report: Report, width: int) -> Iterator[Text]:
         return
     places = sum(len(entry.layers) for entry in report.unsupported)
     yield Text()
-    yield Text(f"without a bound: {places} place{_s(places)} in the network", style="bold")
+    yield Text(f"without a bound: {places} place{describe.s(places)} in the network", style="bold")
     for entry in sorted(report.unsupported, key=lambda entry: -len(entry.layers)):
         yield from _group(entry, width)
 
@@ -247,20 +241,3 @@ def _named(names: Sequence[str], width: int) -> Iterator[Text]:
     named = [*names[:_LAYERS_NAMED], *([f"and {more} more"] if more > 0 else [])]
     commas = [f"{name}," for name in named[:-1]]
     yield from _facts([*commas, *named[-1:]], width, "dim", between=" ", indent=4)
-
-
-def _run(report: Report) -> list[str]:
-    run = report.run
-    facts = [f"tolerance {run.tolerance:g}", f"seed {run.seed}", f"{run.device}, {run.threads} thread{_s(run.threads)}"]
-    if report.model.input_shape:
-        facts.append(f"captured graph within {run.capture_difference:.1g} of the model")
-    facts += [f"{library} {version}" for library, version in run.versions.items()]
-    return facts + [f"{stage} {seconds:.1f} s" for stage, seconds in run.seconds.items()]
-
-
-def _thousands(count: int) -> str:
-    return f"{count:,}".replace(",", " ")
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"

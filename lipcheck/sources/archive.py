@@ -26,9 +26,10 @@ PICKLE = b"\x80"
 LONGEST_PICKLE = 32 * 2**20  # bytes, without the tensors' own
 MOST_PICKLED = 25_000  # tensors: a pickle is followed step by step, which takes longer than to read a header
 MOST_STEPS = 60 * MOST_PICKLED  # reads of the pickle; a tensor takes some forty
-# What torch's restricted unpickler may build; all else it refuses. Source: torch/_weights_only_unpickler.py.
+# What torch's restricted unpickler may build, and the options of a training script, which are a plain record; all else
+# is refused. Source: torch/_weights_only_unpickler.py.
 _ALLOWED = re.compile(
-    r"collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.(bytearray|set|complex)"
+    r"argparse\.Namespace|collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.(bytearray|set|complex)"
     r"|(copy_reg|copyreg)\._reconstructor|torch\.(\w+Storage|\w*Tensor|Size|device|\w*\d\w*|half|float|double|bool|int)"
     r"|torch\.(short|long|cfloat|cdouble|per_\w+|\w+_format|strided)|torch\._utils\._rebuild_\w+"
     r"|torch\.(cuda|sparse|cuda\.sparse|storage)\.(\w+Storage|\w*Tensor)|torch\.nn\.parameter\.(Parameter|Buffer)"

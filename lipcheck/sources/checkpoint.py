@@ -6,6 +6,7 @@ archive entries, tensors larger than the bytes behind them, headers and name lis
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path, *, in_place: bool) -> Any:
     """What the file holds. Only tensors and plain containers can be rebuilt; storages are views of the file's bytes."""
     try:
-        with quiet():
+        # timm's trainer keeps its options beside the weights: a plain record, whose making runs nothing.
+        with quiet(), torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
     except Exception as error:  # the restricted unpickler lets any error of a damaged stream through
         raise WeightsError(f"{_shown(path)}: {_why_unreadable(error)}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ def vet_config(folder: Path, weights: str) -> None:
         raise WeightsError(f"{plain(folder)}: no model.safetensors beside the config.json; {WAYS_OUT}")
     allowed = allowed_bytes()
     try:
-        numbers, depth, side = _numbers(config), _deepest(config), _side(config)
+        parts = list(_parts(config))
     except RecursionError as error:
         raise SourceError(f"{plain(folder)}: config.json is nested too deeply to describe a network") from error
+    numbers, depth, side = (max(map(of, parts)) for of in (_numbers, _depth, _side))
     excess = ""
     if BYTES * numbers > allowed:
         excess = oversized(allowed)
@@ -57,6 +58,14 @@ def vet_config(folder: Path, weights: str) -> None:
 _STORED = (*WEIGHT_SUFFIXES, ".index.json")
 
 
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The config and those within it: of towers, of backbones."""
+    yield config
+    for inner in config.values():
+        if isinstance(inner, Mapping):
+            yield from _parts(inner)
+
+
 def _numbers(config: Mapping[str, Any]) -> int:
     """How many numbers a network of this description has at least.
 
@@ -69,18 +78,15 @@ def _numbers(config: Mapping[str, Any]) -> int:
     own = narrow * _size(config, ("vocab_size",)) + width * width * depth + labels
     own += _size(config, ("max_position_embeddings", "n_positions"))
     stages = _sizes(config.get("hidden_sizes"))
-    own = max(own, sum(wide * next_one for wide, next_one in pairwise(stages)))
-    return max([own, *(_numbers(inner) for inner in config.values() if isinstance(inner, Mapping))])
+    return max(own, sum(wide * next_one for wide, next_one in pairwise(stages)))
 
 
-def _deepest(config: Mapping[str, Any]) -> int:
-    depths = [_size(config, DEPTHS), *_sizes(config.get("depths")), *_sizes(config.get("layers"))]
-    return max([*depths, *(_deepest(inner) for inner in config.values() if isinstance(inner, Mapping))])
+def _depth(config: Mapping[str, Any]) -> int:
+    return max([_size(config, DEPTHS), *_sizes(config.get("depths")), *_sizes(config.get("layers"))])
 
 
 def _side(config: Mapping[str, Any]) -> int:
-    sides = [_size(config, ("image_size", "img_size")), *_sizes(config.get("image_size"))]
-    return max([*sides, *(_side(inner) for inner in config.values() if isinstance(inner, Mapping))])
+    return max([_size(config, ("image_size", "img_size")), *_sizes(config.get("image_size"))])
 
 
 def _refuse_unknown_class(folder: Path, config: Mapping[str, Any]) -> None:

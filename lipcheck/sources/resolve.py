@@ -19,7 +19,7 @@ from lipcheck.sources.shards import INDEX_SUFFIX
 from lipcheck.sources.streams import open_stream
 from lipcheck.sources.surroundings import seeded
 from lipcheck.sources.targets import existing
-from lipcheck.sources.vetting import WEIGHT_SUFFIXES
+from lipcheck.sources.vetting import WEIGHT_SUFFIXES, stored_as
 from lipcheck.sources.weights import fill, fill_partly, refuse_nonfinite
 from lipcheck.sources.wording import plain, times
 
@@ -129,7 +129,7 @@ def _of_hub(name: str, repository: str) -> Blueprint:
 def _of_path_or_timm(name: str) -> Blueprint:
     """A name with a separator or a weight file's suffix is a path; any other is timm's, or else a folder's."""
     path = Path(name).expanduser()
-    looks_like_a_path = "/" in name or "\\" in name or name.startswith((".", "~")) or path.suffix in WEIGHT_SUFFIXES
+    looks_like_a_path = "/" in name or "\\" in name or name.startswith((".", "~")) or stored_as(path) in WEIGHT_SUFFIXES
     from lipcheck.sources.timm_models import is_registered, timm_model
 
     if path.is_dir() and (looks_like_a_path or not is_registered(name)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from lipcheck.errors import UsageError, WeightsError
 from lipcheck.sources.names import timm_names
 from lipcheck.sources.shards import INDEX, INDEX_SUFFIX
-from lipcheck.sources.vetting import ONNX_SUFFIX, TORCH_SUFFIXES, WEIGHT_SUFFIXES
+from lipcheck.sources.vetting import ONNX_SUFFIX, TORCH_SUFFIXES, WEIGHT_SUFFIXES, stored_as
 from lipcheck.sources.wording import plain
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -42,7 +42,7 @@ class Target:
     @property
     def pickled(self) -> bool:
         """Whether one of the files is in a format of torch.save, or in one that a parser in C++ takes whole."""
-        return any(_held(path).suffix in (*TORCH_SUFFIXES, ONNX_SUFFIX) for path in self.files)
+        return any(stored_as(_held(path)) in (*TORCH_SUFFIXES, ONNX_SUFFIX) for path in self.files)
 
 
 def target(model: str, weights: str = "pretrained", arch: str | None = None) -> Target:
@@ -108,7 +108,7 @@ def _of_weights(path: Path, model: str, *, named: bool) -> bool:
         if path.is_dir():
             held = any((path / name).is_file() for name in (INDEX, *WEIGHT_FILES))
             return held and (not named or _is_folder(model))
-        suffixed = path.suffix in (*WEIGHT_SUFFIXES, ONNX_SUFFIX) or path.name.endswith(INDEX_SUFFIX)
+        suffixed = stored_as(path) in (*WEIGHT_SUFFIXES, ONNX_SUFFIX) or path.name.endswith(INDEX_SUFFIX)
         return path.exists() and suffixed
     except (OSError, ValueError):
         return False

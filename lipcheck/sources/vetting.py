@@ -20,6 +20,16 @@ ONNX_SUFFIX = ".onnx"
 LFS_POINTER = b"version https://git-lfs"
 
 
+def stored_as(path: Path) -> str:
+    """The suffix that tells how the file's weights are stored; the .pth.tar of trainers is a file of torch.save.
+
+    >>> stored_as(Path("last.pth.tar")), stored_as(Path("model.safetensors")), stored_as(Path("data.tar"))
+    ('.pth', '.safetensors', '.tar')
+    """
+    inner = path.with_suffix("").suffix
+    return inner if path.suffix == ".tar" and inner in TORCH_SUFFIXES else path.suffix
+
+
 def vet(path: Path) -> None:
     """Nothing, or what is known to be wrong with the checkpoint without reading its tensors.
 

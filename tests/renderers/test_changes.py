@@ -9,7 +9,7 @@ from renderers import judged
 from rich.cells import cell_len
 
 from lipcheck import numbers
-from lipcheck.diff import compare
+from lipcheck.diff import compare, finder
 from lipcheck.renderers import changes
 
 
@@ -100,6 +100,6 @@ def test_the_change_of_each_of_two_calls_is_its_own():
     double = example_report.layer("a", "linear", 2.0, 2.0)
     report = replace(judged.empty(), layers=(layer, layer))
     later = replace(report, layers=(layer, double))
-    find = changes.finder(compare(report, later))
+    find = finder(compare(report, later))
     assert [find(entry).state for entry in later.layers] == ["unchanged", "raised"]
     assert find(example_report.layer("b", "linear", 1.0, 1.0)) is None

@@ -341,6 +341,7 @@ def test_headings_sort_by_click_and_by_enter(browser, tmp_path):
     report = example_report.small()
     browser.open(written(tmp_path, report))
     in_order = [layer.layer for layer in sorted(report.layers, key=lambda layer: -layer.bound.upper)]
+    in_the_network = browser.value(FIRST_NAMES)
     browser.value("document.querySelector('[data-key=upper] button').click()")
     assert browser.value("document.querySelector('[data-key=upper]').ariaSort") == "descending"
     names = browser.value(FIRST_NAMES)
@@ -349,6 +350,12 @@ def test_headings_sort_by_click_and_by_enter(browser, tmp_path):
     browser.press("Enter")
     assert browser.value("document.querySelector('[data-key=upper]').ariaSort") == "ascending"
     assert browser.value(FIRST_NAMES)[0] == "decoder.up"
+    # The third time brings the network's order back, and the address forgets the sorting.
+    browser.press("Enter")
+    assert browser.value("document.querySelectorAll('[aria-sort]').length") == 0
+    assert browser.value(FIRST_NAMES) == in_the_network
+    assert "sort" not in browser.value("location.hash")
+    assert browser.value("document.activeElement.parentElement.dataset.key") == "upper"
     # What has no number comes last in both directions.
     browser.value("document.querySelector('[data-key=merged] button').click()")
     browser.value("document.querySelector('[data-key=merged] button').click()")
