@@ -222,6 +222,7 @@ Small inputs are where the embedding is loose: a few per cent at 7 by 7, where t
 part of what the embedding lets in. --tight takes the convolutions whose slack is above the tolerance up a ladder:
 
   semifinite  one axis stays finite, as a block-Toeplitz matrix; the others are embedded. About half the slack is left.
+    Where one axis is very short and the others are long (frames of a video), this is done without --tight.
   finite  the finite operator itself. Its Gram matrix is block banded along an axis, and one banded Cholesky
     factorisation proves the bound as for a matrix (`lipcheck explain certified`). Only the search's slack is left.
 

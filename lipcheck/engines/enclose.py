@@ -11,7 +11,7 @@ import torch
 
 from lipcheck import rounding
 from lipcheck.bound import Bound
-from lipcheck.engines import branch, depthwise, lanczos, padded, randomised, threads
+from lipcheck.engines import branch, depthwise, ladder, lanczos, padded, randomised, threads, unrolled
 from lipcheck.engines.certified import Certified, certify
 from lipcheck.engines.matrix import blurred, bound_each, bound_matrices, symbol_magnitude
 from lipcheck.engines.settings import DEFAULT_SETTINGS, Settings
@@ -37,9 +37,11 @@ from lipcheck.proof import (
     LatticesProof,
     ProductProof,
     Proof,
+    SemifiniteProof,
     ZeroProof,
 )
 from lipcheck.symbol import (
+    Grid,
     Symbol,
     aliasing_error,
     as_matrix,
@@ -232,24 +234,51 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     if _formed(operator.groups, sides, matrix_entries(operator), settings):
         bound = bound_matrices(as_matrix(operator), 0.0, settings)
         return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
+    short = unrolled.unrolling(operator, symbol, settings.memory)
+    if short is not None and short.cheap:
+        return _by_unrolling(operator, symbol, short, settings)
+    bound = _by_symbol(operator, symbol, settings)
+    if short is None or settings.upper_only or not short.worth(bound.lower, bound.upper):
+        return bound
+    return ladder.tightest(bound, _by_unrolling(operator, symbol, short, settings))
+
+
+def _by_symbol(operator: Convolution, symbol: Symbol, settings: Settings) -> Bound:
+    """The enclosure by the symbol on a grid or, where that is no loss, by its supremum."""
     lower = 0.0
     found = _by_supremum(operator, symbol, settings)
     if found is not None and not settings.upper_only:
         lower = _attained_by_convolution(operator, symbol, found, settings)
     if found is None or (not settings.upper_only and found.upper > lower * (1 + settings.tolerance)):
         best = found
-        found = certify(
-            [symbol],
-            grids(operator, symbol, settings.tolerance),
-            tolerance=settings.tolerance,
-            device=settings.device,
-            memory=settings.memory,
-        )[0]
+        found = _on_grid(symbol, grids(operator, symbol, settings.tolerance), settings)
         if not settings.upper_only:
             lower = max(lower, _attained_by_convolution(operator, symbol, found, settings))
         found = best if best is not None and best.upper < found.upper else found
-    blur = rounding.multiply_up(operator.uncertainty, symbol_magnitude(symbol)) if operator.uncertainty else 0.0
+    blur = _blur(operator, symbol)
     return blurred(lower, found.upper, blur, _method(operator, found), _grid_proof(operator, symbol, found))
+
+
+def _by_unrolling(operator: Convolution, symbol: Symbol, short: unrolled.Unrolling, settings: Settings) -> Bound:
+    """The enclosure with the short axis in full; the grid of the others is never a corrected one."""
+    whole = [grid for grid in grids(short.operator, short.symbol, 1e-9) if grid.share == 1]
+    found = _on_grid(short.symbol, whole, settings)
+    lower = 0.0
+    if not settings.upper_only:
+        lower = _attained_by_convolution(short.operator, short.symbol, found, settings)
+    proof = SemifiniteProof(found.mu, (short.axis,), found.grid.points, found.grid.half)
+    return blurred(lower, found.upper, _blur(operator, symbol), f"semifinite {found.grid.spread}", proof)
+
+
+def _on_grid(symbol: Symbol, candidates: Sequence[Grid], settings: Settings) -> Certified:
+    return certify([symbol], candidates, tolerance=settings.tolerance, device=settings.device, memory=settings.memory)[
+        0
+    ]
+
+
+def _blur(operator: Convolution, symbol: Symbol) -> float:
+    """What the norm is off by at most, for weights that are known up to a relative uncertainty."""
+    return rounding.multiply_up(operator.uncertainty, symbol_magnitude(symbol)) if operator.uncertainty else 0.0
 
 
 def _by_supremum(operator: Convolution, symbol: Symbol, settings: Settings) -> Certified | None:

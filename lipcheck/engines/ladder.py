@@ -100,7 +100,7 @@ def tightest(first: Bound, second: Bound) -> Bound:
 def _climbs(operator: Operator, bound: Bound, settings: Settings) -> bool:
     if not isinstance(operator, Convolution) or operator.circular or bound.kind != "certified":
         return False
-    return bound.slack > settings.tolerance and bound.method.startswith(("embedding", "symbol"))
+    return bound.slack > settings.tolerance and bound.method.startswith(("embedding", "symbol", "semifinite"))
 
 
 def _rungs(place: int, operator: Operator, bound: Bound, settings: Settings) -> list[Climb]:
@@ -111,7 +111,7 @@ def _rungs(place: int, operator: Operator, bound: Bound, settings: Settings) -> 
     if finite.memory(operator) > settings.memory:
         highest = Climb(place, "finite", math.inf)
     between = Climb(place, "semifinite", semifinite.cost(operator) / rate)
-    if operator.axes == 1:
+    if operator.axes == 1 or bound.method.startswith("semifinite"):
         return [highest]
     return [between, highest] if bound.slack <= _HALVED * settings.tolerance else [highest, between]
 

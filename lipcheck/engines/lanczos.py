@@ -42,7 +42,8 @@ def leading_vector(
     Shapes: `start` is an input; so is the result. Source: Golub-Kahan with full reorthogonalisation.
     """
     right = start / torch.linalg.vector_norm(start).clamp_min(1e-30)
-    rights = start.new_zeros(steps, start.numel())
+    # Rows are written as they are needed: on large inputs a step takes less time than clearing them all.
+    rights = start.new_empty(steps, start.numel())
     lefts: Tensor | None = None
     diagonal: list[float] = []
     above: list[float] = []
@@ -50,11 +51,10 @@ def leading_vector(
     for step in range(steps):
         image = forward(right)
         if lefts is None:
-            lefts = image.new_zeros(steps, image.numel())
+            lefts = image.new_empty(steps, image.numel())
         image = _orthogonal(image, lefts[:step])
         alpha = float(torch.linalg.vector_norm(image))
-        if math.isfinite(alpha):
-            rights[step] = right.flatten()
+        rights[step] = right.flatten() if math.isfinite(alpha) else 0
         if not _EXHAUSTED * max(estimates) < alpha < math.inf:
             break
         left = image / alpha
