@@ -89,6 +89,11 @@ def capture(
             "a network that is another one at every call cannot be audited"
         )
     chosen, name, output = choose_output(expected)
+    if not bool(torch.isfinite(output).all()):
+        raise CaptureError(
+            f"{type(module).__name__} returns numbers that are not finite; its weights are too large for "
+            f"{str(output.dtype).removeprefix('torch.')}, or not finite themselves"
+        )
     difference = _difference(output, pytree.tree_leaves(captured)[chosen])
     if not difference <= (_UNFAITHFUL if output.dtype in (torch.float32, torch.float64) else _UNFAITHFUL_HALF):
         raise CaptureError(

@@ -158,10 +158,17 @@ def _of_every_size(layer: _Layer, method: str, settings: Settings) -> Bound:
         if wraps:
             return bound
         raise UsageError("circular padding with a stride, or wider than the kernel, needs input_size")
-    copies = math.prod(_most_copies(mode, left, right) for left, right in layer.padding)
+    copies = layer.copies
     upper = rounding.multiply_up(bound.upper, rounding.sqrt_up(copies))
     proof = ProductProof((bound.proof, CopiesProof(copies))) if bound.proof else None
     return Bound(bound.lower, upper, f"{bound.method} × √{copies} copies", bound.kind, proof)
+
+
+def most_copies(module: nn.Module) -> int:
+    """How often the padding of a convolution of torch.nn may repeat one input, whatever the input's size."""
+    given: dict[str, Any] = {**_ARGUMENTS}
+    given |= {key: getattr(module, key) for key in ("stride", "padding", "padding_mode", "dilation", "groups")}
+    return 1 if isinstance(module, _TRANSPOSED) else _Layer.read(module.weight.detach(), given).copies  # type: ignore[operator]
 
 
 def _most_copies(mode: str, left: int, right: int) -> int:
@@ -232,6 +239,13 @@ class _Layer:
     @property
     def kernel(self) -> tuple[int, ...]:
         return tuple(self.weight.shape[2:])
+
+    @property
+    def copies(self) -> int:
+        """How often one input can stand in the padded input."""
+        if self.padding_mode not in ("reflect", "replicate"):
+            return 1
+        return math.prod(_most_copies(self.padding_mode, left, right) for left, right in self.padding)
 
     def without_end(self) -> InfiniteConvolution:
         return InfiniteConvolution(self.weight, self.stride, self.dilation, self.groups, self.transposed)

@@ -40,7 +40,7 @@ def open_model(
     Errors: SourceError, UsageError.
     """
     if isinstance(model, nn.Module):
-        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        model = unwrapped(model)
         if weights != "pretrained" or partial or ema:
             raise UsageError("weights are chosen for a model that is named; a module in hand is audited as it is")
         refuse_nonfinite(model)
@@ -57,6 +57,17 @@ def open_model(
     if example is not None:
         input_size = tuple(example.shape[1:])
     return sources.load(model, weights=weights, seed=seed, input_size=input_size, partial=partial, ema=ema)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel and DistributedDataParallel make of it."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
 
 
 def _example(module: nn.Module, example: Tensor | None, input_size: tuple[int, ...] | None, seed: int) -> Tensor:

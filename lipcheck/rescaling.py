@@ -105,6 +105,7 @@ def rescale(
     before, after = quietly(run, quiet=quiet, debug=debug)
     # A path in a line to type again; a name that a shell would take apart is quoted.
     again = f"lipcheck {shlex.quote(clean(str(path)))} --arch {shlex.quote(clean(meant.model))}"
+    again += "" if input is None else f" --input {shlex.quote(clean(input))}"
 
     def show(out: Any) -> None:
         out.write(rescaled.text(before, after, max_norm, width_of(out)))

@@ -116,7 +116,7 @@ def _once(folder: Path, course: _Course, shown: _Shown) -> int:
             shown.waiting(f"waiting until {clean(left[0].name)} is written")
             sleep(_PAUSE)
         saved, left = waiting.look()
-    return 1 if over else 0
+    return 1 if over else 3 if course.missed else 0
 
 
 def _follow(folder: Path, course: _Course, shown: _Shown, pause: float) -> int:
@@ -171,6 +171,7 @@ class _Course:
         self.budget = budget
         self.told_to = told_to
         self.last: Report | None = None
+        self.missed = False  # whether some checkpoint could not be audited
 
     def audit(self, saved: Saved, waiting: Waiting, shown: _Shown) -> bool:
         """Audits one checkpoint, tells of it, and says whether it is over the budget.
@@ -192,6 +193,7 @@ class _Course:
             if waiting.keeps(saved):
                 gone = "it was removed before it could be read"
                 problem = told(error).removeprefix(f"{model}: ") if saved.path.exists() else gone
+                self.missed = True
                 self._tell(course.Point(saved.name, saved.step, problem=problem))
             return False
         if not waiting.keeps(saved):

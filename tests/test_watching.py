@@ -85,7 +85,7 @@ def test_lines_fit_the_width_whatever_the_names(run, capsys, monkeypatch, width)
         write(run / f"a-name-of-great-length-{'x' * 90}-step={number}.safetensors", 1.0 + number)
     (run / "broken-1.safetensors").write_bytes(b"no header")
     os.utime(run / "broken-1.safetensors", (1, 1))
-    assert watch("--arch", ARCH, "--once") == 0
+    assert watch("--arch", ARCH, "--once") == 3
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     assert sum("safetensors" in line and "%" in line for line in lines) >= 11
@@ -101,7 +101,7 @@ def test_what_is_broken_is_one_line_and_the_watch_goes_on(run, capsys):
     os.utime(run / "checkpoint-5.safetensors", (1, 1))
     os.utime(run / "checkpoint-6.safetensors", (1, 1))
     write(run / "checkpoint-7.safetensors", 2.0)
-    assert watch("--arch", ARCH, "--once", "--json", "-") == 0
+    assert watch("--arch", ARCH, "--once", "--json", "-") == 3
     found = records(capsys)
     assert [record["status"] for record in found] == ["bounded", *["not audited"] * 5, "bounded"]
     told = [record["problem"] for record in found[1:6]]
@@ -109,7 +109,7 @@ def test_what_is_broken_is_one_line_and_the_watch_goes_on(run, capsys):
     assert all("\n" not in text and "bug in lipcheck" not in text for text in told)
     # What rose is told against the last checkpoint that has figures.
     assert list(found[6]["grown"]) == ["0"]
-    assert watch("--arch", ARCH, "--once") == 0
+    assert watch("--arch", ARCH, "--once") == 3
     out = capsys.readouterr().out
     assert out.count("not audited: ") == 5
     assert "\x1b" not in out
@@ -261,3 +261,11 @@ def test_a_reader_that_goes_away_ends_the_watch(run):
         process.stdout.close()
         assert process.wait(120) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("limit", "code"), [("5", 3), ("-5", 1)])
+def test_a_checkpoint_that_was_not_audited_is_within_no_budget(run, limit, code):
+    write(run / "checkpoint-1.safetensors", 1.0)
+    (run / "checkpoint-2.pt").write_bytes(b"PK\x03\x04 nothing that follows")
+    os.utime(run / "checkpoint-2.pt", (1, 1))
+    assert watch("--arch", ARCH, "--once", "--fail-above", limit) == code

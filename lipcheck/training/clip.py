@@ -50,15 +50,21 @@ class CheapLipschitz:
         step: float = 0.1,
         seed: int = 0,
     ) -> None:
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 2 or not len(inputs):
-            raise UsageError("inputs must be a floating-point tensor of inputs with a batch axis")
-        if reduction not in _REDUCTIONS:
+        if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
             raise UsageError(f"no reduction is called {clean(repr(reduction))}; choose from {', '.join(_REDUCTIONS)}")
         for name, value in (("weight", weight), ("step", step), ("rate", rate)):
-            if not 0 <= value < math.inf:
-                raise UsageError(f"{name} is {value!r}; give a number of at least 0")
-        if not 0 < spread < math.inf:
-            raise UsageError(f"spread is {spread!r}; give a positive distance")
+            if not _number(value) or value < 0:
+                raise UsageError(f"{name} is {clean(repr(value))}; give a number of at least 0")
+        if not _number(spread) or spread <= 0:
+            raise UsageError(f"spread is {clean(repr(spread))}; give a positive distance")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+            raise UsageError(f"steps is {clean(repr(steps))}; give a whole number of at least 0")
+        if target_accuracy is not None and not (_number(target_accuracy) and 0 <= target_accuracy <= 1):
+            raise UsageError(f"target_accuracy is {clean(repr(target_accuracy))}; give a share, such as 0.9")
+        if box is not None and not (
+            isinstance(box, tuple | list) and len(box) == 2 and all(map(_number, box)) and box[0] < box[1]
+        ):
+            raise UsageError(f"box is {clean(repr(box))}; give the least and the largest value, such as (0.0, 1.0)")
         self.weight, self.target_accuracy = float(weight), target_accuracy
         self._model, self._reduction, self._steps, self._rate = model, reduction, steps, rate
         self._box, self._step, self._spread = box, step, spread
@@ -66,10 +72,18 @@ class CheapLipschitz:
         self.restart(inputs)
 
     def restart(self, inputs: Tensor) -> None:
-        """New pairs around these inputs."""
+        """New pairs around these inputs, which are taken into the box where they lie outside.
+
+        Errors: UsageError for what is no batch of inputs, and where their format does not resolve the spread.
+        """
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 2 or not len(inputs):
+            raise UsageError("inputs must be a floating-point tensor of inputs with a batch axis")
         noise = torch.randn(inputs.shape, generator=self._random, dtype=torch.float64).to(inputs)
-        self._first = inputs.detach().clone()
-        self._second = self._first + self._spread * _directions(noise)
+        first = self._inside(inputs.detach().clone())
+        second = self._away(first, self._spread * _directions(noise))
+        if not bool((_lengths(first - second) > 0).all()):
+            raise UsageError(f"inputs in {inputs.dtype} do not resolve a spread of {self._spread:g}; give a larger one")
+        self._first, self._second = first, second
 
     @property
     def pairs(self) -> tuple[Tensor, Tensor]:
@@ -92,10 +106,12 @@ class CheapLipschitz:
     def adapt(self, accuracy: float) -> float:
         """The new weight, by an accuracy of the network as it is now.
 
-        Errors: UsageError without a target accuracy.
+        Errors: UsageError without a target accuracy, and for what is no accuracy.
         """
         if self.target_accuracy is None:
             raise UsageError("there is no accuracy to aim at; give target_accuracy")
+        if not _number(accuracy) or not 0 <= accuracy <= 1:
+            raise UsageError(f"accuracy is {clean(repr(accuracy))}; give a share, such as 0.9")
         change = self._step if accuracy > self.target_accuracy else -self._step
         self.weight = max(0.0, self.weight + change)
         return self.weight
@@ -109,7 +125,7 @@ class CheapLipschitz:
         outputs = self._model(torch.cat((first, second)))
         moved = (outputs[: len(first)] - outputs[len(first) :]).flatten(1)
         apart = torch.linalg.vector_norm((first - second).flatten(1), dim=1)
-        quotients: Tensor = torch.linalg.vector_norm(moved, dim=1) / apart
+        quotients: Tensor = torch.linalg.vector_norm(moved, dim=1) / apart.clamp_min(torch.finfo(apart.dtype).tiny)
         return quotients
 
     def _ascend(self) -> None:
@@ -125,10 +141,19 @@ class CheapLipschitz:
         between = self._second - self._first
         closest = _CLOSEST * self._spread
         met = _lengths(between) < closest
-        self._second = torch.where(met, self._first + closest * _directions(between), self._second)
+        self._second = torch.where(met, self._away(self._first, closest * _directions(between)), self._second)
 
     def _inside(self, inputs: Tensor) -> Tensor:
         return inputs if self._box is None else inputs.clamp(*self._box)
+
+    def _away(self, start: Tensor, step: Tensor) -> Tensor:
+        """As far from the start as the step goes, along the axes that would leave the box the other way."""
+        ahead = start + step
+        return self._inside(torch.where(self._inside(ahead) == ahead, ahead, start - step))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _lengths(vectors: Tensor) -> Tensor:

@@ -5,18 +5,20 @@ model -> capture -> Graph -> steps -> WeightedMap, once; the weights are read an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lipcheck.capture import capture
 from lipcheck.engines.literature.subject import Subject
 from lipcheck.errors import UsageError
-from lipcheck.opening import in_evaluation
+from lipcheck.norms import most_copies
+from lipcheck.opening import in_evaluation, unwrapped
 from lipcheck.operators import Convolution, Dense, InfiniteConvolution, Padded, scaled_outputs
 from lipcheck.plugins import gather
 from lipcheck.rules import operator_of
@@ -76,9 +78,7 @@ def read_maps(model: nn.Module, sample_input: Tensor | None, layers: Sequence[st
     weight stands by itself, on inputs of every size. `layers` are names or patterns, all of them without.
     Errors: UsageError where there is nothing to read; CaptureError, InputSizeError where the graph cannot be had.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    model = network_in(model)
     found = _by_module(model) if sample_input is None else _by_graph(model, sample_input)
     chosen = _chosen(found, layers)
     if not chosen.maps:
@@ -89,10 +89,37 @@ def read_maps(model: nn.Module, sample_input: Tensor | None, layers: Sequence[st
     return chosen
 
 
+def network_in(model: object) -> nn.Module:
+    """The network, without what wraps it for compilation or for several processes.
+
+    Errors: UsageError for what is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {clean(type(model).__name__)}; give a torch.nn.Module")
+    return unwrapped(model)
+
+
+def unseen_weights(model: nn.Module) -> dict[str, str]:
+    """Parameters that may be a linear map's weight outside of convolutions and Linear, by name, each with the reason.
+
+    Tables of embeddings are none, nor what has a leading axis of one, as tokens and positions do that are added.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (*WEIGHTED, nn.Embedding, nn.EmbeddingBag, ParametrizationList)):
+            continue
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
+            if parameter.dim() > 1 and parameter.shape[0] > 1:
+                found[name] = f"{clean(type(module).__name__)} applies it in its own way"
+    return found
+
+
 def _chosen(found: Reading, layers: Sequence[str] | None) -> Reading:
     if layers is None:
         return found
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    patterns = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else [layers]
+    if wrong := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise UsageError(f"layers has {clean(repr(wrong[0]))}; give names or patterns, such as ['features.*']")
     names = [one.name for one in found.maps] + list(found.left_out)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -113,7 +140,8 @@ def unreadable(module: nn.Module | None) -> str:
         return f"it computes its {own[0]} in its own way"
     if module._forward_pre_hooks and module._parameters.get("weight") is None:
         return (
-            "a hook makes its weight anew before each forward; use a parametrization (torch.nn.utils.parametrizations)"
+            "a hook makes its weight anew before each forward; bake it in (prune.remove, remove_weight_norm), or use "
+            "torch.nn.utils.parametrizations to go on training it"
         )
     return ""
 
@@ -127,8 +155,10 @@ def _by_module(model: nn.Module) -> Reading:
         if reason:
             left_out[name] = reason
         else:
-            maps.append(WeightedMap(name, module, _of_every_size(module)))
-    return Reading(tuple(maps), left_out)
+            copies = 1 if isinstance(module, nn.Linear) else most_copies(module)
+            maps.append(WeightedMap(name, module, _of_every_size(module), copies=copies))
+    unseen = {name: f"{reason}; give sample_input" for name, reason in unseen_weights(model).items()}
+    return Reading(tuple(maps), left_out | unseen)
 
 
 def _of_every_size(module: nn.Module) -> Subject:

@@ -18,6 +18,7 @@ from lipcheck.bound import Bound
 from lipcheck.errors import UsageError
 from lipcheck.opening import in_evaluation
 from lipcheck.report import Report
+from lipcheck.text import clean
 
 NetworkBound = float | Bound | Report
 
@@ -45,7 +46,12 @@ def certified_radius(logits: Tensor, network_bound: NetworkBound) -> Tensor:
 
 
 def _quotient_down(margin: float, steepest: float) -> float:
-    """At most margin / steepest, the margin being off by half a unit itself; a constant network has no end."""
+    """At most margin / steepest, the margin being off by half a unit itself; a constant network has no end.
+
+    A tie is no prediction, whatever the network.
+    """
+    if margin == 0:
+        return 0.0
     if not steepest:
         return math.inf
     return rounding.down(min(rounding.down(margin) / steepest, sys.float_info.max))
@@ -58,16 +64,29 @@ def certified_accuracy(
 
     The model is run in evaluation mode and left as it was found. What `certified_radius` says of domains holds here.
     `loader` gives batches of inputs and their labels.
-    Errors: UsageError for a radius or a bound that means nothing, or a loader without inputs.
+    Shapes: labels are the numbers of the classes, (batch,) for logits (batch, classes).
+    Errors: UsageError for a radius or a bound that means nothing, labels of another shape, or a loader without inputs.
     """
     if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 <= radius < math.inf:
         raise UsageError(f"radius is {radius!r}; give a distance of at least 0")
     _upper(network_bound)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {clean(type(model).__name__)}; give a torch.nn.Module")
+    if not isinstance(loader, Iterable):
+        raise UsageError(f"loader is a {clean(type(loader).__name__)}; give batches of inputs and labels")
     place = next(model.parameters(), torch.zeros(()))
     certified, total = 0, 0
     with in_evaluation(model), torch.no_grad():
-        for inputs, labels in loader:
+        for batch in loader:
+            inputs, labels = _labelled(batch)
             logits = model(inputs.to(place.device))
+            if not isinstance(logits, Tensor):
+                raise UsageError(
+                    f"the model returns a {clean(type(logits).__name__)}; give one that returns its logits"
+                )
+            if labels.shape != logits.shape[:-1]:
+                meant, given = (" x ".join(map(str, some)) for some in (logits.shape[:-1], labels.shape))
+                raise UsageError(f"labels have the shape {given or '()'}, the logits are of {meant or '()'} inputs")
             right = logits.argmax(-1) == labels.to(logits.device)
             safe = certified_radius(logits, network_bound) > radius if radius else torch.ones_like(right)
             certified += int((right & safe).sum())
@@ -75,6 +94,19 @@ def certified_accuracy(
     if not total:
         raise UsageError("the loader gave no inputs")
     return certified / total
+
+
+def _labelled(batch: object) -> tuple[Tensor, Tensor]:
+    """Inputs and the numbers of their classes.
+
+    Errors: UsageError for anything else.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(one, Tensor) for one in batch):
+        raise UsageError(f"the loader gives a {clean(type(batch).__name__)}; give pairs of tensors, (inputs, labels)")
+    inputs, labels = batch
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UsageError(f"labels are {labels.dtype}; give the numbers of the classes as whole numbers")
+    return inputs, labels
 
 
 def _upper(network_bound: NetworkBound) -> float:

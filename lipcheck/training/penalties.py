@@ -55,7 +55,8 @@ class LipschitzPenalty:
 
     With `sample_input` the layers' input sizes and the batch norms behind them are read once from the graph; these are
     folded, with their running statistics. Without it each weight stands by itself, for inputs of every size. `layers`
-    are names or patterns. The model is neither copied nor changed, and may move to another device.
+    are names or patterns. The model is neither copied nor changed, and may move to another device; layers that are put
+    into it or replaced afterwards are not seen: make a new penalty then.
 
     Errors: UsageError for arguments that mean nothing; CaptureError, InputSizeError where the graph cannot be had.
     Source: Araujo, Negrevergne, Chevaleyre, Atif, AAAI 2021; Delattre, Barthélemy, Araujo, Allauzen, ICML 2023.
@@ -71,9 +72,9 @@ class LipschitzPenalty:
         layers: Sequence[str] | None = None,
         sample_input: Tensor | None = None,
     ) -> None:
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise UsageError(f"no penalty is by {clean(repr(method))}; choose from {', '.join(METHODS)}")
-        if reduction not in _REDUCTIONS:
+        if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
             raise UsageError(f"no reduction is called {clean(repr(reduction))}; choose from {', '.join(REDUCTIONS)}")
         if not isinstance(refresh, int) or isinstance(refresh, bool) or refresh < 1:
             raise UsageError(f"refresh is {refresh!r}; give a number of calls of at least 1")
@@ -119,20 +120,24 @@ class LipschitzPenalty:
 
     def _norms(self) -> Tensor:
         """<tangent, weight> of each map, with what its padding adds. Shapes: (maps,)."""
-        values = [
-            (tangent.to(weight.device) * weight).sum() * one.copies**0.5
-            for one, tangent in zip(self._maps, self._tangents, strict=True)
-            for weight in [_computed(one.weight)]
-        ]
+        values = []
+        for one, tangent in zip(self._maps, self._tangents, strict=True):
+            weight = _computed(one.weight)
+            if weight.shape != tangent.shape:
+                old, new = (" x ".join(map(str, some.shape)) for some in (tangent, weight))
+                raise UsageError(f"{clean(one.name)} had a weight of {old} and has one of {new}; make a new penalty")
+            values.append((tangent.to(weight.device) * weight).sum() * one.copies**0.5)
         return torch.stack([value.to(values[0]) for value in values])
 
     def _new_tangents(self) -> list[Tensor]:
         found: dict[int, Tensor] = {}
-        for number, stack in enumerate(self._stacks):
-            with torch.no_grad():
-                weights = torch.stack([_computed(self._maps[place].weight) for place in stack.places])
-            gradients = tangents(weights, partial(self._of_stack, number, stack))
-            found |= dict(zip(stack.places, gradients, strict=True))
+        # Tangents are used in training, wherever they were asked for first.
+        with torch.inference_mode(False):
+            for number, stack in enumerate(self._stacks):
+                with torch.no_grad():
+                    weights = torch.stack([_computed(self._maps[place].weight) for place in stack.places])
+                gradients = tangents(weights, partial(self._of_stack, number, stack))
+                found |= dict(zip(stack.places, gradients, strict=True))
         return [found[place] for place in range(len(self._maps))]
 
     def _of_stack(self, number: int, stack: Stack, weights: Tensor) -> Tensor:

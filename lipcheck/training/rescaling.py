@@ -21,7 +21,7 @@ from lipcheck.norms import spectral_norm
 from lipcheck.operators import Convolution, Dense, Padded
 from lipcheck.steps import Step
 from lipcheck.text import clean
-from lipcheck.training.layers import BATCH_NORMS, WEIGHTED, read_steps, unreadable
+from lipcheck.training.layers import BATCH_NORMS, WEIGHTED, network_in, read_steps, unreadable, unseen_weights
 
 # By how much more than needed weights are scaled at first, and how often, each time by four times more.
 _HEADROOM, TRIALS = 2.0**-20, 12
@@ -37,17 +37,33 @@ def rescale_(model: nn.Module, max_norm: float = 1.0, *, inputs: Tensor | None =
     Biases stay. Layers at or below `max_norm` keep their weights, bit by bit.
 
     `inputs` is one sample of the network's input, from which the graph is read. Without it the bounds are those for
-    inputs of every size, and the network must have no batch norm. Norms that stand alone are not touched.
+    inputs of every size, and the network must have no batch norm and no weights outside of convolutions and Linear,
+    tables of embeddings aside. Norms that stand alone are not touched.
 
-    Shapes: the result has a bound for every layer by its dotted name, the largest where a layer is called twice.
-    Errors: UsageError, before anything is changed, for a layer above `max_norm` whose weight cannot be scaled;
-        CertificateError where no scaled weights could be certified; CaptureError where the graph cannot be had.
+    Shapes: the result has a bound for every layer by its dotted name, the largest where a layer is called twice; layers
+        that share their weight go by the name of one of them where the graph is read.
+    Errors: UsageError for a layer above `max_norm` whose weight cannot be scaled; CertificateError where no scaled
+        weights could be certified; CaptureError where the graph cannot be had. After an error the weights are those
+        that were given.
     """
     if isinstance(max_norm, bool) or not isinstance(max_norm, int | float) or not 0 < max_norm < math.inf:
         raise UsageError(f"max_norm is {max_norm!r}; give a positive number, such as 1.0")
-    model = getattr(model, "_orig_mod", model)
+    model = network_in(model)
     read = _read_weights(model) if inputs is None else _read_network(model, inputs)
     originals: dict[nn.Parameter, Tensor] = {}
+    try:
+        return _scaled_down(read, float(max_norm), originals)
+    except BaseException:
+        with torch.no_grad():
+            for parameter, original in originals.items():
+                parameter.copy_(original)
+        raise
+
+
+def _scaled_down(
+    read: Callable[[], list[_Applied]], max_norm: float, originals: dict[nn.Parameter, Tensor]
+) -> dict[str, Bound]:
+    """The bounds once all are at most `max_norm`; `originals` keeps what the scaled parameters were."""
     factors: dict[nn.Parameter, float] = {}
     found: dict[str, Bound] = {}
     for trial in range(TRIALS + 1):
@@ -74,6 +90,9 @@ def rescale_(model: nn.Module, max_norm: float = 1.0, *, inputs: Tensor | None =
             factors[parameter] = factors.get(parameter, 1.0) * shrink(upper, max_norm, trial)
             with torch.no_grad():
                 parameter.copy_(original * factors[parameter])
+                if not bool(parameter.any()):
+                    kind = str(parameter.dtype).removeprefix("torch.")
+                    raise UsageError(f"at a limit of {max_norm:g} weights in {kind} become zero; give a larger one")
     worst = max(found, key=lambda name: found[name].upper)
     raise CertificateError(f"{worst} stays at {found[worst].upper:.6g}, above {max_norm:g}, however it is scaled")
 
@@ -81,7 +100,7 @@ def rescale_(model: nn.Module, max_norm: float = 1.0, *, inputs: Tensor | None =
 def shrink(upper: float, limit: float, trial: int) -> float:
     """A factor that takes a norm under the limit, with more headroom at each trial."""
     if not upper < math.inf:
-        raise UsageError("a layer has no finite norm; its weights are not finite")
+        raise UsageError("a layer has no finite norm; its weights are not finite, or their squares overflow")
     return rounding.down(limit / upper) * (1 - _HEADROOM * 4.0**trial)
 
 
@@ -128,6 +147,8 @@ def _read_weights(model: nn.Module) -> Callable[[], list[_Applied]]:
     chosen = [(name, module) for name, module in model.named_modules() if isinstance(module, WEIGHTED)]
     if not chosen:
         raise UsageError(f"{clean(type(model).__name__)} has no convolution and no Linear")
+    for name, reason in unseen_weights(model).items():
+        raise UsageError(f"{name}: {reason}; give inputs=torch.randn(1, ...) to see how")
     for name, module in chosen:
         if reason := unreadable(module):
             raise UsageError(f"{name} cannot be rescaled: {reason}")

@@ -47,6 +47,11 @@ def top_vectors(
         vector = _start(shape, finite.weight) if start is None or fresh else start.to(finite.weight)
         for _ in range(COLD if fresh else steps):
             vector = _unit(finite.adjoint(finite.forward(_unit(vector, maps))), maps)
+        # Of a map of zeros, or of one that took the vector to zero, nothing would ever come back.
+        lost = ~(torch.linalg.vector_norm(vector.reshape(maps, -1), dim=1) > 0.5)
+        if bool(lost.any()):
+            anew = _unit(_start(shape, finite.weight), maps).reshape(maps, -1)
+            vector = torch.where(lost[:, None], anew, vector.reshape(maps, -1)).reshape(shape)
     norms: Tensor = torch.linalg.vector_norm(finite.forward(vector).reshape(maps, -1), dim=1)
     return vector, norms
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lipcheck_monitor import Monitor, add_gradient
-from lipcheck_monitor.figures import SURROGATE, weight_of
+from lipcheck_monitor.figures import SURROGATE, penalty_options, weight_of
 
 from lipcheck_lightning.frameworks import callbacks
 
@@ -54,7 +54,7 @@ class LipschitzMonitor(*callbacks()):  # type: ignore[misc]
         self.module = module
         self.example = example
         self.weight = weight_of(penalty_weight)
-        self.options = dict(penalty or {})
+        self.options = penalty_options(penalty, self.weight)
         self.report: Report | None = None  # the latest
         self._penalty: training.LipschitzPenalty | None = None
         self._value: Tensor | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,9 @@ class Monitor:
                 raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
         if self.budget is not None and (not isinstance(self.budget, int | float) or math.isnan(self.budget)):
             raise ValueError(f"max_log10_bound is {self.budget!r}; give a power of ten, such as 6.5")
+        import lipcheck
+
+        _refuse_unknown("check", self.check, lipcheck.check)
 
     def due(self, step: int) -> bool:
         """Whether the module is audited after so many steps."""
@@ -110,3 +115,27 @@ def weight_of(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"penalty_weight is {value!r}; give a number of at least 0")
     return float(value)
+
+
+def penalty_options(options: Mapping[str, Any] | None, weight: float) -> dict[str, Any]:
+    """The options of a penalty.
+
+    Errors: ValueError for options that `lipcheck.training.LipschitzPenalty` does not have, or of no penalty.
+    """
+    found = dict(options or {})
+    if found and not weight:
+        raise ValueError("there are options of a penalty, but its weight is 0; give a weight, such as 0.01")
+    if found:
+        import lipcheck
+
+        _refuse_unknown("penalty", found, lipcheck.training.LipschitzPenalty)
+    return found
+
+
+def _refuse_unknown(kind: str, options: Mapping[str, Any], call: Callable[..., Any]) -> None:
+    """Errors: ValueError for a name that the call does not take by keyword."""
+    known = [one.name for one in inspect.signature(call).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            raise ValueError(f"{kind} has {name!r}; {f'did you mean {near[0]}' if near else f'it takes {known}'}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lipcheck_monitor import add_gradient
-from lipcheck_monitor.figures import weight_of
+from lipcheck_monitor.figures import penalty_options, weight_of
 from transformers import Trainer
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PenalisedSteps:
         **kwargs: Any,
     ) -> None:
         self.lipschitz_weight = weight_of(lipschitz_weight)
-        self.lipschitz_options = dict(lipschitz_penalty or {})
+        self.lipschitz_options = penalty_options(lipschitz_penalty, self.lipschitz_weight)
         self.lipschitz_value: Tensor | None = None  # of the penalty, at the latest step
         self._lipschitz: training.LipschitzPenalty | None = None
         super().__init__(*args, **kwargs)

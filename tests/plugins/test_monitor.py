@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lipcheck_monitor import add_gradient, metrics
-from lipcheck_monitor.figures import Monitor, loggable, weight_of
+from lipcheck_monitor.figures import Monitor, loggable, penalty_options, weight_of
 from public_names import imported_and_used
 from torch import nn
 
@@ -152,3 +152,13 @@ def test_the_plugins_use_public_names_alone():
         modules, used = imported_and_used(path)
         assert not {name for name in modules if name.startswith("lipcheck.")}
         assert used <= set(lipcheck.__all__)
+
+
+def test_options_that_nothing_takes_are_told_at_once():
+    with pytest.raises(ValueError, match="check has 'domian'; did you mean domain"):
+        Monitor(check={"domian": "x"})
+    with pytest.raises(ValueError, match="penalty has 'metod'; did you mean method"):
+        penalty_options({"metod": "lipbound"}, 0.1)
+    with pytest.raises(ValueError, match="its weight is 0"):
+        penalty_options({"method": "lipbound"}, 0.0)
+    assert penalty_options(None, 0.0) == {}

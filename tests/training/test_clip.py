@@ -103,3 +103,50 @@ def test_bad_arguments(options, message):
         CheapLipschitz(net(), images(), **options)
     with pytest.raises(UsageError, match="floating-point tensor of inputs"):
         CheapLipschitz(net(), torch.ones(3, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_pair_leaves_the_box(seed):
+    inputs = 2 * torch.rand(16, 3, generator=torch.Generator().manual_seed(seed)) - 0.5
+    clip = CheapLipschitz(nn.Linear(3, 2), inputs, spread=0.5, box=(0.0, 1.0), seed=seed)
+    for _ in range(5):
+        for end in clip.pairs:
+            assert float(end.min()) >= 0
+            assert float(end.max()) <= 1
+        assert float((clip.pairs[0] - clip.pairs[1]).norm(dim=1).min()) > 0
+        clip()
+
+
+def test_a_spread_that_the_format_does_not_resolve_is_refused():
+    with pytest.raises(UsageError, match="do not resolve a spread"):
+        CheapLipschitz(nn.Linear(1, 1), 1000 * torch.ones(2, 1), spread=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"box": "ab"},
+        {"box": (1.0, 0.0)},
+        {"box": (0.0,)},
+        {"steps": 1.5},
+        {"steps": -1},
+        {"weight": "a"},
+        {"weight": -1.0},
+        {"target_accuracy": 80},
+        {"spread": 0.0},
+        {"reduction": ["max"]},
+    ],
+)
+def test_arguments_that_mean_nothing_are_told(given):
+    with pytest.raises(UsageError, match=next(iter(given))):
+        CheapLipschitz(nn.Linear(2, 2), torch.ones(2, 2), **given)
+
+
+def test_what_is_no_accuracy_moves_no_weight():
+    clip = CheapLipschitz(nn.Linear(2, 2), torch.ones(2, 2), target_accuracy=0.5)
+    for accuracy in (float("nan"), 80, "a"):
+        with pytest.raises(UsageError, match="accuracy is"):
+            clip.adapt(accuracy)
+    assert clip.weight == 1.0
+    with pytest.raises(UsageError, match="batch axis"):
+        clip.restart([1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -115,3 +116,46 @@ def test_what_certifies_nothing_is_refused():
         certified_accuracy(net(), [], 1.0, 0.1)
     with pytest.raises(UsageError, match="distance of at least 0"):
         certified_accuracy(net(), [], 1.0, -0.1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (lambda x, y: (x, y[:, None]), "shape 10 x 1"),
+        (lambda x, y: (x, y[:1]), "shape 1,"),
+        (lambda x, y: (x[:1], y), "shape 10,"),
+        (lambda x, y: (x, y[0]), "shape ()"),
+        (lambda x, y: (x, nn.functional.one_hot(y, 3)), "shape 10 x 3"),
+        (lambda x, y: (x, y.double()), "torch.float64"),
+        (lambda x, y: (x, y.tolist()), "pairs of tensors"),
+        (lambda x, y: {"x": x, "y": y}, "pairs of tensors"),
+        (lambda x, y: (x, y, y), "pairs of tensors"),
+    ],
+)
+def test_labels_that_would_broadcast_are_refused(batch, words):
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.randn(10, 4)
+    y = model(x).argmax(1)
+    assert certified_accuracy(model, [(x, y)], 1e-3, 0.01) == 1.0
+    with pytest.raises(UsageError, match=re.escape(words)):
+        certified_accuracy(model, [batch(x, y)], 1e-3, 0.01)
+
+
+def test_what_is_no_model_or_no_loader_is_told():
+    model, x, y = nn.Linear(4, 3), torch.randn(2, 4), torch.tensor([0, 1])
+    with pytest.raises(UsageError, match="model is a function"):
+        certified_accuracy(lambda x: x, [(x, y)], 1.0, 0.1)
+    with pytest.raises(UsageError, match="loader is a int"):
+        certified_accuracy(model, 3, 1.0, 0.1)
+    with pytest.raises(UsageError, match="returns a tuple"):
+        certified_accuracy(_Tuple(), [(x, y)], 1.0, 0.1)
+
+
+class _Tuple(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def test_a_tie_is_certified_by_no_network():
+    assert certified_radius(torch.tensor([[0.0, 0.0, -1.0]]), 0.0).tolist() == [0.0]
+    assert certified_radius(torch.tensor([[1.0, 0.0]]), 0.0).tolist() == [math.inf]

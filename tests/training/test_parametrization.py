@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -126,3 +127,39 @@ def test_it_trains_and_adds_no_state():
 def test_bad_arguments(module, norm, message):
     with pytest.raises(UsageError, match=message):
         spectral(module, norm)
+
+
+def true_norm(weight: torch.Tensor) -> float:
+    return float(torch.linalg.matrix_norm(weight.detach().double(), 2))
+
+
+@pytest.mark.parametrize("before", [0.0, 1e-30, 1e-25, 1e18, 1e25, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_estimate_recovers_from_any_weight(before, dtype):
+    """A vector that was lost to a zero, an overflow or a NaN would let the constraint vanish without a word."""
+    torch.manual_seed(0)
+    layer = spectral(nn.Linear(8, 8, bias=False).to(dtype), 1.0).train()
+    original = layer.parametrizations.weight.original
+    normal = original.detach().clone()
+    with torch.no_grad():
+        original.copy_(normal * before if before else torch.zeros_like(normal))
+    for _ in range(3):
+        if 0 < before < math.inf:
+            assert true_norm(layer.weight) < 1.5
+        layer(torch.ones(1, 8, dtype=dtype))
+    with torch.no_grad():
+        original.copy_(10 * normal)
+    for _ in range(50):
+        weight = layer.weight
+    assert true_norm(weight) == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_large_half_weight_is_constrained_in_training():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1, bias=False).half()
+    with torch.no_grad():
+        layer.weight.mul_(2000)
+    layer = spectral(layer, 1.0).train()
+    for _ in range(50):
+        weight = layer.weight
+    assert lipcheck.spectral_norm(weight.float(), padding=1).upper == pytest.approx(1.0, rel=0.02)

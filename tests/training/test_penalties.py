@@ -287,3 +287,64 @@ def test_bad_arguments(options, message):
 def test_layers_are_chosen_by_name_or_pattern():
     assert list(LipschitzPenalty(small_net(), layers=["[02]"]).norms()) == ["0", "2"]
     assert list(LipschitzPenalty(small_net(), layers="4").norms()) == ["4"]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+@pytest.mark.parametrize("method", ["lipbound", "gram-kernel", "fantastic4"])
+def test_padding_that_copies_counts_at_every_size(mode, method):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        layer = nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode, bias=False).double()
+        value = float(LipschitzPenalty(layer, method=method, reduction="sum")().detach())
+        assert value >= lipcheck.spectral_norm(layer, input_size=3).lower * (1 - 1e-6)
+
+
+def test_a_projection_that_is_not_seen_is_left_out_by_name():
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    assert "give sample_input" in LipschitzPenalty(encoder).left_out["self_attn.in_proj_weight"]
+
+
+@pytest.mark.parametrize("method", ["lipbound", "gram-kernel", SURROGATE])
+def test_a_penalty_asked_for_in_inference_mode_trains_afterwards(method):
+    layer = nn.Conv1d(2, 3, 3)
+    penalty = LipschitzPenalty(layer, method=method, refresh=5)
+    with torch.inference_mode():
+        value = float(penalty())
+        penalty.norms()
+    again = penalty()
+    again.backward()
+    assert float(again.detach()) == pytest.approx(value)
+    assert bool(layer.weight.grad.any())
+
+
+def test_a_weight_of_another_shape_asks_for_a_new_penalty():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    penalty = LipschitzPenalty(net, refresh=5)
+    penalty()
+    net[2].weight = nn.Parameter(torch.randn(7, 4))
+    with pytest.raises(UsageError, match="2 had a weight of 3 x 4 and has one of 7 x 4; make a new penalty"):
+        penalty()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reduction": ["a"]}, "no reduction is called"),
+        ({"method": ["a"]}, "no penalty is by"),
+        ({"layers": 5}, "layers has 5"),
+        ({"layers": ["0", 3]}, "layers has 3"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(given, words):
+    with pytest.raises(UsageError, match=words):
+        LipschitzPenalty(nn.Sequential(nn.Linear(2, 2)), **given)
+
+
+def test_wrappers_are_looked_through():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 2)).eval()
+    sample = torch.randn(1, 1, 5, 5)
+    plain = LipschitzPenalty(net, sample_input=sample)
+    for wrapped in (nn.DataParallel(net), torch.compile(nn.DataParallel(net))):
+        penalty = LipschitzPenalty(wrapped, sample_input=sample)
+        assert penalty.norms() == plain.norms()
+        assert lipcheck.check(wrapped, example=sample, samples=0).network.log10_upper < math.inf

@@ -140,3 +140,56 @@ def test_what_cannot_be_scaled_is_refused_before_anything_changes():
 def test_bad_arguments(net, limit, message):
     with pytest.raises(UsageError, match=message):
         rescale_(net, limit)
+
+
+def test_weights_that_are_not_seen_are_refused_without_inputs():
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    before = copy.deepcopy(encoder.state_dict())
+    with pytest.raises(UsageError, match=r"self_attn\.in_proj_weight.*inputs="):
+        rescale_(encoder, 0.1)
+    with pytest.raises(UsageError, match="in_proj_weight"):
+        rescale_(nn.MultiheadAttention(4, 2), 0.1)
+    assert all(torch.equal(before[name], now) for name, now in encoder.state_dict().items())
+
+
+def test_tables_and_added_tokens_are_no_weights_of_linear_maps():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.token, self.head = nn.Embedding(5, 4), nn.Parameter(torch.ones(1, 3, 4)), nn.Linear(4, 2)
+
+    assert rescale_(Net(), 0.5)["head"].upper <= 0.5
+
+
+@pytest.mark.parametrize("last", [1.7e308, 1e-320])
+def test_after_an_error_the_weights_are_those_that_were_given(last):
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        net[0].weight.mul_(10)
+        net[2].weight.fill_(last)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(UsageError):
+        rescale_(net, 1.0 if last > 1 else 1e-323)
+    assert all(torch.equal(before[name], now) for name, now in net.state_dict().items())
+
+
+def test_a_limit_at_which_weights_vanish_is_refused():
+    net = nn.Linear(3, 3)
+    with pytest.raises(UsageError, match="at a limit of 1e-300 weights in float32 become zero"):
+        rescale_(net, 1e-300)
+    assert bool(net.weight.any())
+
+
+def test_a_network_that_overflows_is_told_so():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        for one in net:
+            one.weight.mul_(1e30)
+    with pytest.raises(lipcheck.LipcheckError, match="too large for float32"):
+        rescale_(net, 1.0, inputs=torch.randn(1, 8))
+    assert rescale_(net, 1.0)["0"].upper <= 1.0
+
+
+def test_what_is_no_module_is_told():
+    with pytest.raises(UsageError, match="model is a int"):
+        rescale_(5)
