@@ -15,7 +15,6 @@ from lipcheck.operators import Convolution
 from lipcheck.symbol import convolution_symbol
 
 _SHAPES = ((256, (4, 14, 14)), (512, (2, 7, 7)))
-_MEMORY = 1 << 30
 
 
 def main() -> None:
@@ -27,7 +26,7 @@ def main() -> None:
         weight = torch.randn(channels, channels, 3, 3, 3, generator=noise)
         operator = Convolution(weight, ones, ones, 1, ones, size, size)
         symbol = convolution_symbol(operator)
-        short = unrolled.unrolling(operator, symbol, _MEMORY)
+        short = unrolled.unrolling(operator, symbol)
         assert short is not None
         begun = time.perf_counter()
         loose = enclose._by_symbol(operator, symbol, Settings())

@@ -234,7 +234,7 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     if _formed(operator.groups, sides, matrix_entries(operator), settings):
         bound = bound_matrices(as_matrix(operator), 0.0, settings)
         return blurred(bound.lower, bound.upper, _uncertain(operator, symbol), bound.method, bound.proof)
-    short = unrolled.unrolling(operator, symbol, settings.memory)
+    short = unrolled.unrolling(operator, symbol)
     if short is not None and short.cheap:
         return _by_unrolling(operator, symbol, short, settings)
     bound = _by_symbol(operator, symbol, settings)

@@ -23,6 +23,8 @@ _SHORT, _LONG = 5, 8
 _CHEAP = 4.0
 # The slack of an embedding that is worth a dearer unrolling, of at most so many operations.
 _LOOSE, _MUCH = 0.03, 4e11
+# Weights of the unrolled convolution at most: not a share of the memory, which would let bounds depend on the threads.
+_ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +44,7 @@ class Unrolling:
         return upper > lower * (1 + _LOOSE)
 
 
-def unrolling(operator: Convolution, symbol: Symbol, memory: int) -> Unrolling | None:
+def unrolling(operator: Convolution, symbol: Symbol) -> Unrolling | None:
     """The unrolling of the one short axis of a zero-padded convolution, where there is one, at a bearable cost.
 
     Shapes: `symbol` is the operator's own.
@@ -51,14 +53,14 @@ def unrolling(operator: Convolution, symbol: Symbol, memory: int) -> Unrolling |
     if axis is None or symbol.side == 1:
         return None
     n, outputs = operator.input_size[axis], operator.output_size[axis]
-    if 32 * operator.weight.numel() * n * outputs // operator.kernel[axis] > memory:
+    if operator.weight.numel() * n * outputs // operator.kernel[axis] > _ENTRIES:
         return None
     points = _counted(embedding_points(operator), symbol)
     side = min(operator.weight.shape[0] // operator.groups * outputs, symbol_columns(operator, axis) * n)
     before = operator.groups * _half(math.prod(points)) * symbol.side**3
     after = operator.groups * _half(math.prod(_without(points, axis))) * side**3
     cheap = after <= _CHEAP * before
-    if not cheap and after * 8 / 3 > _MUCH:
+    if side == 1 or (not cheap and after * 8 / 3 > _MUCH):
         return None
     flat = trimmed(unrolled(operator, axis))
     return Unrolling(axis, flat, convolution_symbol(flat), cheap)

@@ -29,11 +29,11 @@ class Stack:
         return 1 if isinstance(self.example, Dense) else self.example.groups
 
     def operator(self, weights: Tensor) -> Convolution | InfiniteConvolution:
-        """All of them as one convolution. Shapes: weights (maps, *weight); a matrix has a single tap."""
+        """All of them, or those with a weight here, as one convolution. Shapes: weights (maps, *weight)."""
         if isinstance(self.example, Dense):
             return BatchedDense(weights).grouped
         joined = weights.flatten(0, 1)
-        return replace(self.example, weight=joined, groups=len(self.places) * self.example.groups)
+        return replace(self.example, weight=joined, groups=len(weights) * self.example.groups)
 
     def each(self, weights: Tensor) -> list[Subject]:
         """Each of them by itself."""
@@ -41,7 +41,7 @@ class Stack:
 
     def by_map(self, norms: Tensor) -> Tensor:
         """The largest of each map's groups. Shapes: (maps * groups,) to (maps,)."""
-        return norms.reshape(len(self.places), -1).amax(1)
+        return norms.reshape(-1, self.groups).amax(1)
 
 
 def stacks(maps: Sequence[WeightedMap]) -> list[Stack]:

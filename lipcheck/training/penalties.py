@@ -22,6 +22,7 @@ from lipcheck.operators import InfiniteConvolution
 from lipcheck.text import clean
 from lipcheck.training.batches import Stack, stacks, tangents
 from lipcheck.training.layers import read_maps
+from lipcheck.training.peaks import KeptPeaks
 from lipcheck.training.surrogate import TopVectors
 
 SURROGATE = "certified-surrogate"
@@ -29,10 +30,10 @@ METHODS = (*LITERATURE, SURROGATE)
 # Methods that bound the groups of a grouped convolution side by side: whole stacks in one call.
 _SIDE_BY_SIDE: dict[str, Callable[..., Tensor]] = {
     "lipbound": lipbound.group_norms,
-    "gram": gram.group_norms,
-    "gram-embedding": partial(gram.group_norms, grid="embedding"),
     "gram-kernel": gram_kernel.group_norms,
 }
+# Those that search a grid, and keep what they found.
+_GRIDS: dict[str, gram.GridName] = {"gram": "published", "gram-embedding": "embedding"}
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum-log": lambda norms: norms.clamp_min(torch.finfo(norms.dtype).tiny).log().sum(),
     "sum": lambda norms: norms.sum(),
@@ -50,8 +51,9 @@ class LipschitzPenalty:
     iteration the norms that the certified engine encloses. Whatever the method, what is computed here is an estimate,
     in float32 or the weights' float64: only `lipcheck.check` certifies.
 
-    The method is evaluated every `refresh` calls. In between, the tangent taken there is: its value is linear in the
-    weights, and never above the method's own where that is a norm.
+    The method is evaluated every `refresh` calls, the frequencies of Gram iteration sought at every fifth of these.
+    In between, the tangent taken there is: its value is linear in the weights, and never above the method's own where
+    that is a norm.
 
     With `sample_input` the layers' input sizes and the batch norms behind them are read once from the graph; these are
     folded, with their running statistics. Without it each weight stands by itself, for inputs of every size. `layers`
@@ -85,6 +87,7 @@ class LipschitzPenalty:
         self._refuse_inapplicable()
         self._stacks = stacks(reading.maps)
         self._vectors = TopVectors()
+        self._peaks = KeptPeaks(_GRIDS.get(method, "embedding"))
         self._tangents: list[Tensor] = []
         self._calls = 0
 
@@ -144,6 +147,8 @@ class LipschitzPenalty:
         """The method's norm of each map of a stack. Shapes: weights (maps, *weight); result (maps,)."""
         if self.method == SURROGATE:
             return self._vectors.norms(number, stack.operator(weights), len(weights))
+        if self.method in _GRIDS:
+            return stack.by_map(self._peaks.norms(number, stack.operator(weights), weights.dtype))
         if self.method in _SIDE_BY_SIDE:
             return stack.by_map(_SIDE_BY_SIDE[self.method](stack.operator(weights), dtype=weights.dtype))
         run = literature.METHODS[self.method].run

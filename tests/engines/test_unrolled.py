@@ -19,8 +19,6 @@ from lipcheck.proof import SemifiniteProof
 from lipcheck.symbol import convolution_symbol, embedding_points, trimmed
 from lipcheck.verification import Limits, check_bound
 
-MEMORY = 1 << 30
-
 
 def gaussian(channels: int, size: tuple[int, ...], kernel: tuple[int, ...], groups: int = 1) -> Convolution:
     noise = torch.Generator().manual_seed(0)
@@ -93,12 +91,12 @@ def test_a_short_axis_is_unrolled_by_default(operator: Convolution, axis: int) -
     ids=["no axis short", "both short", "not reached", "too much", "circular", "depthwise"],
 )
 def test_what_is_not_unrolled(operator: Convolution) -> None:
-    assert unrolled.unrolling(operator, convolution_symbol(operator), MEMORY) is None
+    assert unrolled.unrolling(operator, convolution_symbol(operator)) is None
 
 
 def test_a_dear_unrolling_waits_for_a_loose_embedding() -> None:
     operator = gaussian(24, (4, 22, 22), (3, 3, 3))
-    short = unrolled.unrolling(operator, convolution_symbol(operator), MEMORY)
+    short = unrolled.unrolling(operator, convolution_symbol(operator))
     assert short is not None
     assert not short.cheap
     assert embedding_points(short.operator) == (23, 23)

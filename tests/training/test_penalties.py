@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 import lipcheck
 from lipcheck.engines import literature
+from lipcheck.engines.literature import gram
 from lipcheck.engines.literature.gram import explicit_gram_norms, gram_norms
 from lipcheck.errors import UsageError
 from lipcheck.operators import Convolution, InfiniteConvolution
@@ -348,3 +349,38 @@ def test_wrappers_are_looked_through():
         penalty = LipschitzPenalty(wrapped, sample_input=sample)
         assert penalty.norms() == plain.norms()
         assert lipcheck.check(wrapped, example=sample, samples=0).network.log10_upper < math.inf
+
+
+@pytest.mark.parametrize("method", ["gram", "gram-embedding"])
+def test_frequencies_are_sought_at_every_fifth_refresh(method, monkeypatch):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 3, 3, padding=1, bias=False).double()
+    penalty = LipschitzPenalty(layer, method=method, reduction="sum", sample_input=sample(layer))
+    searched = []
+    search = gram.peaks
+    monkeypatch.setattr(gram, "peaks", lambda *given, **named: searched.append(1) or search(*given, **named))
+    for call in range(11):
+        value = float(penalty().detach())
+        assert len(searched) == call // 5 + 1
+        operator = read_maps(layer, sample(layer)).maps[0].operator
+        there = float(literature.METHODS[method].run(operator).detach())
+        assert value <= there * (1 + 1e-9)
+        if call % 5 == 0:
+            assert value == pytest.approx(there, rel=1e-6)
+        with torch.no_grad():
+            layer.weight.add_(0.3 * torch.randn_like(layer.weight))
+
+
+@pytest.mark.parametrize("method", ["lipbound", "gram-embedding", "gram-kernel", "fantastic4", SURROGATE])
+def test_a_map_of_zeros_among_others_of_its_shape_goes_and_comes_back(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv1d(2, 2, 3, padding=1, bias=False) for _ in range(3)))
+    penalty = LipschitzPenalty(net, method=method, reduction="sum", sample_input=torch.randn(1, 2, 6))
+    kept = net[1].weight.detach().clone()
+    whole = float(penalty().detach())
+    with torch.no_grad():
+        net[1].weight.zero_()
+    assert float(penalty().detach()) < whole
+    with torch.no_grad():
+        net[1].weight.copy_(kept)
+    assert float(penalty().detach()) == pytest.approx(whole, rel=1e-2)

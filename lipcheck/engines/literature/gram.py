@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from lipcheck import rounding
 from lipcheck.engines.literature import errors
@@ -71,18 +72,30 @@ def group_norms(
     grid: GridName = "published",
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float64,
+    places: Tensor | None = None,
 ) -> Tensor:
     """The Gram bound of each group at one frequency, with the explicit gradient. Gradients flow to the weight.
 
-    The frequency is the one where a short Lanczos search sees the largest norm, which costs a fraction of iterating at
-    all of them: never above `spectral_norm`'s maximum over the grid, and below it by what that search overlooks.
+    The frequency is the one of `peaks`, or that of `places` where they are given: never above `spectral_norm`'s maximum
+    over the grid, and below it by what that search overlooks.
 
-    Units: the weights should be near one, with no group of zeros. Shapes: (groups,).
+    Units: the weights should be near one, with no group of zeros. Shapes: places as `peaks` gives them; (groups,).
     Errors: UsageError for a convolution without an input size.
     """
     samples = _samples(normalised(operator, 0, dtype), grid)
-    places = samples.peaks(_searched_norms, memory)
-    return explicit_gram_norms(samples.each(places), iterations)
+    where = samples.peaks(_searched_norms, memory) if places is None else places
+    return explicit_gram_norms(samples.each(where), iterations)
+
+
+def peaks(
+    operator: Subject, *, grid: GridName = "published", memory: int = MEMORY, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Where on the grid a short Lanczos search sees each group's largest norm: a fraction of iterating everywhere.
+
+    Units: the weights should be near one. Shapes: (groups, axes), in half steps of the grid.
+    Errors: UsageError for a convolution without an input size.
+    """
+    return _samples(normalised(operator, 0, dtype), grid).peaks(_searched_norms, memory)
 
 
 def _searched_norms(matrices: Tensor) -> Tensor:
@@ -105,12 +118,13 @@ class _ExplicitGram(torch.autograd.Function):
         product = None
         for _ in range(iterations):
             scale = torch.linalg.vector_norm(current, dim=(1, 2)).clamp_min(_least(current))
-            half = _divided(current, scale)
-            current = half @ half.mH
+            half = _without_dust(_divided(current, scale))
+            current = _without_dust(half @ half.mH)
             scales.append(scale)
             if ctx.needs_input_grad[0]:
                 product = current if product is None else product @ current
                 product = _divided(product, torch.linalg.vector_norm(product, dim=(1, 2)).clamp_min(_least(current)))
+                product = _without_dust(product)
         bound: Tensor = torch.linalg.vector_norm(current, dim=(1, 2))
         for scale in reversed(scales):
             bound = scale * bound.sqrt()
@@ -151,6 +165,16 @@ def gram_norms(matrices: Tensor, iterations: int, slack: float = 0.0) -> Tensor:
     for scale in reversed(scales):
         bound = scale * (bound + slack).sqrt()
     return bound
+
+
+def _without_dust(matrices: Tensor) -> Tensor:
+    """Matrices of norm one without the entries whose squares would be subnormal: these cost ten times as much.
+
+    Far below rounding; what is left of small singular values sinks there, and imaginary parts where F is real.
+    """
+    parts = torch.view_as_real(matrices) if matrices.is_complex() else matrices
+    kept = functional.hardshrink(parts, math.sqrt(torch.finfo(parts.dtype).tiny))
+    return torch.view_as_complex(kept) if matrices.is_complex() else kept
 
 
 def _least(matrices: Tensor) -> float:
