@@ -20,7 +20,7 @@ from lipcheck.engines.literature import gram
 from lipcheck.engines.literature.gram import explicit_gram_norms, gram_norms
 from lipcheck.errors import UsageError
 from lipcheck.operators import Convolution, InfiniteConvolution
-from lipcheck.training import LipschitzPenalty
+from lipcheck.training import LipschitzPenalty, rescale_
 from lipcheck.training.batches import stacks
 from lipcheck.training.layers import read_maps
 from lipcheck.training.penalties import METHODS, REDUCTIONS, SURROGATE
@@ -384,3 +384,23 @@ def test_a_map_of_zeros_among_others_of_its_shape_goes_and_comes_back(method):
     with torch.no_grad():
         net[1].weight.copy_(kept)
     assert float(penalty().detach()) == pytest.approx(whole, rel=1e-2)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of this process alone, as a launcher of distributed training makes it."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_a_distributed_network_is_penalised_and_rescaled(one_process):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2))
+    wrapped, sample = nn.parallel.DistributedDataParallel(net), torch.randn(4, 1, 5, 5)
+    penalty = LipschitzPenalty(wrapped, sample_input=sample[:1])
+    assert set(penalty.norms()) == {"0", "3"}
+    (wrapped(sample).square().mean() + penalty()).backward()
+    assert bool(net[0].weight.grad.any())
+    assert all(bound.upper <= 0.5 for bound in rescale_(wrapped, 0.5, inputs=sample[:1]).values())
