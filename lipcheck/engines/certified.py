@@ -82,6 +82,18 @@ def certify(
     return results
 
 
+def estimate(
+    symbol: Symbol, grids: Sequence[Grid], *, tolerance: float, device: torch.device, memory: int
+) -> Certified:
+    """What `certify` would begin with, and hardly be below: nothing in it is proved.
+
+    Shapes: a symbol of several rows.
+    """
+    family = gram_family([symbol], max(1, _frequencies(grids[0])), device, memory)
+    prover = _Prover(family, symbol.coefficients.shape[0], symbol.degrees, memory, tolerance)
+    return prover.estimate(grids)
+
+
 def _frequencies(grid: Grid) -> int:
     return math.prod(grid.points) // 2 + 1
 
@@ -98,15 +110,22 @@ class _Prover:
         budget = memory // 5 if family.device.type == "cuda" else min(memory // 5, _WARM)
         self.chunk = max(1, budget // family.bytes_per_matrix)
 
+    def estimate(self, grids: Sequence[Grid]) -> Certified:
+        """The norm at the highest place of the best grid, after a first look."""
+        items = torch.arange(self.groups)
+        scale, relative = self._scales(items)
+        if scale is None:
+            return Certified(0.0, grids[0], None)
+        grid, place, vector = self._choose(items, relative, grids)
+        index = grid.indices()
+        value, vector = self._sharpen(items, relative, grid, index, place, vector, self.family.real)
+        return Certified(rounding.scale_down(value**0.5, scale), grid, self._peak(grid, index, place, vector))
+
     def prove(self, symbol: int, grids: Sequence[Grid]) -> Certified:
         items = torch.arange(symbol * self.groups, (symbol + 1) * self.groups)
-        zero = self.family.magnitude[items] <= 2 * rounding.UNDERFLOW
-        if bool(zero.all()):
+        scale, relative = self._scales(items)
+        if scale is None:
             return Certified(0.0, grids[0], None)
-        scale = int(self.family.exponent[items][~zero].max())
-        # Groups are compared at one common scale.
-        steps = torch.where(zero, 0, scale - self.family.exponent[items])
-        relative = torch.tensor([2.0 ** min(step, 1000) for step in steps.tolist()], dtype=torch.float64)
         exact = self.family.real
         # What is left above the search's value is what an independent check of the proof may lose to its own rounding.
         slack = min(1e-7 if exact else 1e-4, self.tolerance / 10)
@@ -131,8 +150,19 @@ class _Prover:
         proved = upper = rounding.scale_up(mu, scale)
         if grid.share < 1:
             upper = rounding.up(upper / grid.share, 2)
+        return Certified(upper, grid, self._peak(grid, index, place, vector), proved)
+
+    def _scales(self, items: Tensor) -> tuple[int | None, Tensor]:
+        """The power of two at which groups are compared, None for zeros, and it over each group's own."""
+        zero = self.family.magnitude[items] <= 2 * rounding.UNDERFLOW
+        scale = None if bool(zero.all()) else int(self.family.exponent[items][~zero].max())
+        steps = torch.where(zero, 0, (scale or 0) - self.family.exponent[items])
+        return scale, torch.tensor([2.0 ** min(step, 1000) for step in steps.tolist()], dtype=torch.float64)
+
+    @staticmethod
+    def _peak(grid: Grid, index: Tensor, place: Tensor, vector: Tensor) -> Peak:
         angle = tuple(math.pi * t / m for t, m in zip(index[place[1]].tolist(), grid.points, strict=True))
-        return Certified(upper, grid, Peak(int(place[0]), angle, vector), proved)
+        return Peak(int(place[0]), angle, vector)
 
     def _choose(self, items: Tensor, relative: Tensor, grids: Sequence[Grid]) -> tuple[Grid, Tensor, Tensor]:
         """The grid that best straddles the highest place found on the first one, and its own highest place there.

@@ -12,7 +12,7 @@ import torch
 from lipcheck import rounding
 from lipcheck.bound import Bound
 from lipcheck.engines import branch, depthwise, ladder, lanczos, padded, randomised, threads, unrolled
-from lipcheck.engines.certified import Certified, certify
+from lipcheck.engines.certified import Certified, certify, estimate
 from lipcheck.engines.matrix import blurred, bound_each, bound_matrices, symbol_magnitude
 from lipcheck.engines.settings import DEFAULT_SETTINGS, Settings
 from lipcheck.lattices import sublattices
@@ -237,8 +237,21 @@ def _(operator: Convolution, settings: Settings = DEFAULT_SETTINGS) -> Bound:
     short = unrolled.unrolling(operator, symbol)
     if short is not None and short.cheap:
         return _by_unrolling(operator, symbol, short, settings)
+    if short is None or settings.upper_only:
+        return _by_symbol(operator, symbol, settings)
+    # A first look at the embedding: where it is too loose anyway, it is not proved.
+    looked = estimate(
+        symbol,
+        grids(operator, symbol, settings.tolerance),
+        tolerance=settings.tolerance,
+        device=settings.device,
+        memory=settings.memory,
+    )
+    lower = _attained_by_convolution(operator, symbol, looked, settings)
+    if unrolled.worth(lower, looked.upper):
+        return _by_unrolling(operator, symbol, short, settings)
     bound = _by_symbol(operator, symbol, settings)
-    if short is None or settings.upper_only or not short.worth(bound.lower, bound.upper):
+    if not unrolled.worth(bound.lower, bound.upper):
         return bound
     return ladder.tightest(bound, _by_unrolling(operator, symbol, short, settings))
 

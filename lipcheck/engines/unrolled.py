@@ -39,9 +39,10 @@ class Unrolling:
     symbol: Symbol
     cheap: bool
 
-    def worth(self, lower: float, upper: float) -> bool:
-        """Whether an embedding with these ends is so loose that the unrolling pays."""
-        return upper > lower * (1 + _LOOSE)
+
+def worth(lower: float, upper: float) -> bool:
+    """Whether an embedding with these ends is so loose that a dear unrolling pays."""
+    return upper > lower * (1 + _LOOSE)
 
 
 def unrolling(operator: Convolution, symbol: Symbol) -> Unrolling | None:
@@ -56,7 +57,7 @@ def unrolling(operator: Convolution, symbol: Symbol) -> Unrolling | None:
     if operator.weight.numel() * n * outputs // operator.kernel[axis] > _ENTRIES:
         return None
     points = _counted(embedding_points(operator), symbol)
-    side = min(operator.weight.shape[0] // operator.groups * outputs, symbol_columns(operator, axis) * n)
+    side = min(operator.weight.shape[0] // operator.groups * outputs, _symbol_columns(operator, axis) * n)
     before = operator.groups * _half(math.prod(points)) * symbol.side**3
     after = operator.groups * _half(math.prod(_without(points, axis))) * side**3
     cheap = after <= _CHEAP * before
@@ -66,7 +67,7 @@ def unrolling(operator: Convolution, symbol: Symbol) -> Unrolling | None:
     return Unrolling(axis, flat, convolution_symbol(flat), cheap)
 
 
-def symbol_columns(operator: Convolution, axis: int) -> int:
+def _symbol_columns(operator: Convolution, axis: int) -> int:
     """The columns of the symbol over all axes but one: the channels, for each phase of those axes' strides."""
     return int(operator.weight.shape[1] * math.prod(_without(operator.stride, axis)))
 

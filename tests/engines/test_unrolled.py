@@ -12,11 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import convolutions
 
-from lipcheck.engines import enclose, finite, unrolled
+from lipcheck.engines import certified, enclose, finite, unrolled
 from lipcheck.engines.settings import Settings
 from lipcheck.operators import Convolution
 from lipcheck.proof import SemifiniteProof
-from lipcheck.symbol import convolution_symbol, embedding_points, trimmed
+from lipcheck.symbol import convolution_symbol, embedding_points, grids, trimmed
 from lipcheck.verification import Limits, check_bound
 
 
@@ -100,8 +100,8 @@ def test_a_dear_unrolling_waits_for_a_loose_embedding() -> None:
     assert short is not None
     assert not short.cheap
     assert embedding_points(short.operator) == (23, 23)
-    assert short.worth(1.0, 1.031)
-    assert not short.worth(1.0, 1.029)
+    assert unrolled.worth(1.0, 1.031)
+    assert not unrolled.worth(1.0, 1.029)
     weight = operator.weight.clone()
     weight[:, :, 0] = weight[:, :, 2] = 0
     weight[:, :, 0, 1, 1] = 1e-3 * torch.eye(24)
@@ -125,3 +125,17 @@ def test_scales_carry_through(scale: float) -> None:
     one = enclose.spectral_norm(operator, Settings())
     other = enclose.spectral_norm(replace(operator, weight=operator.weight * scale), Settings())
     assert math.isclose(other.upper, one.upper * scale, rel_tol=1e-6)
+
+
+def test_a_loose_embedding_is_not_proved_before_it_is_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = gaussian(24, (4, 22, 22), (3, 3, 3))
+    symbol = convolution_symbol(operator)
+    loose = enclose._by_symbol(operator, symbol, Settings())
+    looked = certified.estimate(
+        symbol, grids(operator, symbol, 1e-3), tolerance=1e-3, device=torch.device("cpu"), memory=1 << 30
+    )
+    assert 0.95 * loose.upper <= looked.upper <= loose.upper
+    monkeypatch.setattr(enclose, "_by_symbol", lambda *_: pytest.fail("the embedding was proved"))
+    bound = enclose.spectral_norm(operator, Settings())
+    assert bound.method.startswith("semifinite")
+    assert 0.97 * bound.upper < bound.lower < bound.upper < loose.upper / 1.03
